@@ -1,0 +1,154 @@
+"""The `unidd` command: dispatch and wiring, no logic."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unidd_pl import __version__
+from unidd_pl.allocator import keep_large_blocks
+
+COMMANDS = {
+    "fit": "distil a training set: teacher and statistics where missing, then the synthetic images",
+    "evaluate": "train fresh networks on a distilled set and on real images, and compare them",
+    "pretrain": "train a teacher, or check a given one",
+    "statistics": "gather the real moments of a teacher",
+    "export": "write a distilled set as a folder of PNG files",
+}
+DEFAULT_CACHE = "runs/cache"
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; bad input ends with a message and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_large_blocks()
+    try:
+        _dispatch(arguments)
+    except (ValueError, OSError) as error:
+        if os.environ.get("UNIDD_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"unidd: error: {error}\n")
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"unidd {__version__}\n")
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}; see unidd --help")
+    # Each imports what it needs, so that --help and export stay fast.
+    if command in ("fit", "statistics"):
+        from unidd_pl.fit import DistillationRun
+
+        run = DistillationRun(rest)
+        run.fit() if command == "fit" else run.statistics()
+    elif command == "pretrain":
+        _pretrain(rest)
+    elif command == "evaluate":
+        _evaluate(rest)
+    else:
+        _export(rest)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
+    return (
+        "usage: unidd COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\nunidd COMMAND --help lists the options of a command; UNIDD_DEBUG=1 shows tracebacks.\n"
+    )
+
+
+def _pretrain(arguments: list[str]) -> None:
+    from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.stages import teacher_stage
+
+    parser = stage_parser("pretrain")
+    parser.add_class_arguments(TeacherRecipe, "teacher")
+    config = parser.parse_args(arguments)
+    objects = parser.instantiate_classes(config)
+    teacher_stage(
+        objects.teacher,
+        objects.data,
+        Path(config.cache_dir),
+        objects.tracking,
+        accelerator=config.accelerator,
+        config=parser.dump(config),
+    )
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from unidd_pl.evaluate import Evaluation
+    from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.protocols import Protocol
+
+    parser = stage_parser("evaluate")
+    parser.add_class_arguments(TeacherRecipe, "teacher")
+    parser.add_class_arguments(Protocol, "protocol")
+    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
+    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
+    parser.add_argument("--seeds", type=int, default=3, help="students per row")
+    parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
+    config = parser.parse_args(arguments)
+    objects = parser.instantiate_classes(config)
+    Evaluation(
+        distilled=Path(config.distilled),
+        data=objects.data,
+        teacher=objects.teacher,
+        protocol=objects.protocol,
+        network=config.network,
+        seeds=config.seeds,
+        cache=Path(config.cache_dir),
+        tracking=objects.tracking,
+        accelerator=config.accelerator,
+        output=Path(config.output) if config.output else None,
+        config=parser.dump(config),
+    ).run()
+
+
+def _export(arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from unidd_pl.console import say
+    from unidd_pl.distilled import DistilledSet
+    from unidd_pl.exports import export_png
+
+    parser = ArgumentParser(prog="unidd export", description=COMMANDS["export"])
+    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
+    parser.add_argument("--output", type=str, required=True, help="folder for <class>/<image>.png")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier export")
+    config = parser.parse_args(arguments)
+    distilled = DistilledSet.load(config.distilled)
+    export_png(distilled, config.output, overwrite=config.overwrite)
+    say(f"{len(distilled)} images in {config.output}")
+
+
+def stage_parser(command: str) -> Any:
+    """Return a parser with the options that every stage has."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from unidd_pl.data import ImageData
+    from unidd_pl.tracking import Tracking
+
+    parser = ArgumentParser(prog=f"unidd {command}", description=COMMANDS[command])
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options below")
+    parser.add_subclass_arguments(ImageData, "data", required=True)
+    parser.add_class_arguments(Tracking, "tracking")
+    parser.add_argument("--cache_dir", type=str, default=DEFAULT_CACHE, help="teachers and statistics")
+    parser.add_argument("--accelerator", type=str, default="auto", help="Lightning's accelerator: cpu, gpu, …")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""CurriculumCallback: gives each round its β."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.spectral import Curriculum
+
+
+class CurriculumCallback(L.Callback):
+    """Sets β of the module at the start of each round, from a curriculum.
+
+    ::
+
+        fit start ─ [train start] ─ [round 0] ─ … ─ [round 1] ─ … ─ train end
+                        ↑ β            ↑ β             ↑ β
+
+    A run that resumes in the middle of a round gets no call at the start of that round, so β is set at
+    the start of the training too. It follows from the module's own place, never from a counter here.
+
+    Args:
+        curriculum: β as a function of the round.
+    """
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set β where a run starts or resumes."""
+        self._set_beta(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set β of the round that starts."""
+        self._set_beta(trainer, pl_module)
+
+    def _set_beta(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, DistillationModule):
+            raise ValueError(f"got a {type(pl_module).__name__}, expected a DistillationModule")
+        round_index = min(pl_module.position.round_index, pl_module.ipc - 1)
+        pl_module.round_beta = self.curriculum.beta_at(pl_module.beta, round_index, pl_module.ipc)
+        for logger in trainer.loggers:
+            logger.log_metrics({"beta": pl_module.round_beta}, step=pl_module.step)

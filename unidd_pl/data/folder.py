@@ -1,0 +1,138 @@
+"""Any data set laid out as class folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from unidd_pl.data.images import ImageFiles
+from unidd_pl.data.module import ImageData, Split
+
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_PROBED_IMAGES = 200  # headers read to learn size and colour; all of them would take minutes on a large set
+
+
+class ImageFolderData(ImageData):
+    """Images in ``root/train/<class>/`` and ``root/test/<class>/`` (or ``root/val/<class>/``).
+
+    The classes are the folder names in alphabetical order. Channels are those of the files; size too
+    where all files are square and alike.
+
+    Args:
+        root: Folder that holds the splits.
+        image_size: Height and width that the images are brought to, pixels; None takes the files' own.
+        resize: Shorter side before the centre crop, pixels; None for ``image_size``.
+        mean: Mean per channel of the pixels in [0, 1]; computed from the training images where None.
+        std: Standard deviation per channel, likewise.
+        name: Name for messages and tags; None takes the folder's.
+        in_memory_gib: A split that decodes to at most this many GiB is held in memory.
+        workers: Processes that decode what is not in memory.
+
+    Raises:
+        ValueError: If the folder is missing, has no class folders or images, or the sizes of the
+            images differ and no ``image_size`` is given.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int | None = None,
+        resize: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str | None = None,
+        in_memory_gib: float = 4.0,
+        workers: int = 2,
+    ) -> None:
+        super().__init__(name or Path(root).resolve().name, mean, std, in_memory_gib, workers)
+        self.root = Path(root)
+        self.image_size = image_size
+        self.resize = resize
+        if not self.root.is_dir():
+            raise ValueError(
+                f"no data folder at {root}: expected a folder with train/<class>/ and test/<class>/; "
+                "give it with --data.init_args.root PATH"
+            )
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test or a val folder."""
+        return any((self.root / name).is_dir() for name in _SPLIT_FOLDERS["test"])
+
+    def read_classes(self) -> tuple[str, ...]:
+        """Return the names of the class folders of the training split, alphabetically."""
+        return _class_folders(self._split_folder("train"))
+
+    def read_split(self, split: Split) -> ImageFiles:
+        """List one split; nothing is decoded yet."""
+        folder = self._split_folder(split)
+        classes = _class_folders(folder)
+        expected = self.read_classes()
+        if classes != expected:
+            raise ValueError(
+                f"{folder} has other classes than the training split: only there "
+                f"{sorted(set(classes) - set(expected))[:5]}, missing {sorted(set(expected) - set(classes))[:5]}; "
+                "expected the same class folders in both"
+            )
+        paths: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+            if not files:
+                raise ValueError(
+                    f"{folder / name} holds no images: expected files such as .png or .jpg; "
+                    "fill the folder or remove it"
+                )
+            paths += files
+            labels += [label] * len(files)
+        channels, size = self._image_form
+        return ImageFiles(paths, torch.tensor(labels), folder, channels, size, self.resize or size)
+
+    @property
+    def _image_form(self) -> tuple[int, int]:
+        """Channels and size in pixels of the decoded images."""
+        folder = self._split_folder("train")
+        paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES]
+        probed = [_probe(path) for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)]]
+        channels = 1 if all(mode in ("L", "1") for mode, _ in probed) else 3
+        sizes = Counter(size for _, size in probed)
+        (width, height), _ = sizes.most_common(1)[0]
+        if self.image_size is not None:
+            return channels, self.image_size
+        if len(sizes) > 1 or width != height:
+            raise ValueError(
+                f"the images in {folder} are not all square and of one size (for example {width}×{height}): "
+                "say the size to bring them to, for example --data.init_args.image_size 64"
+            )
+        return channels, width
+
+    def _split_folder(self, split: Split) -> Path:
+        for name in _SPLIT_FOLDERS[split]:
+            if (self.root / name).is_dir():
+                return self.root / name
+        raise ValueError(
+            f"{self.root} has no {' or '.join(_SPLIT_FOLDERS[split])} folder: expected "
+            f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root"
+        )
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not names:
+        raise ValueError(f"{folder} is empty: expected one folder of images for each class")
+    return names
+
+
+def _probe(path: Path) -> tuple[str, tuple[int, int]]:
+    try:
+        with Image.open(path) as image:
+            return image.mode, image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"cannot read the image {path} ({error}): expected a picture that is whole; replace the file or remove it"
+        ) from error

@@ -1,0 +1,440 @@
+"""Distillation of a training set into a few synthetic images per class.
+
+Legend: n images of the chunk, c channels, h w space, k classes; l layers, t terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
+from unidd_pl.data.images import LabelledImages
+from unidd_pl.features import FeatureTap
+from unidd_pl.pretraining import Teacher
+from unidd_pl.seeding import generator_for
+from unidd_pl.spectral import Method, Moments, RunningMode, RunningMoments, Signal, filtered, term_distances
+from unidd_pl.statistics import Statistics, label_weights
+from unidd_pl.synthetic import (
+    ChunkStore,
+    Position,
+    Schedule,
+    check_enough_images,
+    clip,
+    noise_start,
+    real_start,
+)
+
+Start = Literal["real", "noise"]
+Running = Literal["auto", "off"] | RunningMode
+
+
+@dataclass(frozen=True)
+class RealSide:
+    """What a distillation takes from the real data.
+
+    Args:
+        teacher: The frozen teacher.
+        statistics: Its real moments.
+        images: Training images, for the start.
+    """
+
+    teacher: Teacher
+    statistics: Statistics
+    images: LabelledImages
+
+
+class DistillationModule(L.LightningModule):
+    """Learns synthetic images whose filtered correlations match those of the real data.
+
+    ::
+
+        for round i:                                  # one Lightning epoch; β_i is held
+            for chunk of classes:                     # one image of each class
+                images ← start; Adam ← fresh
+                for iteration:
+                    logits, X = teacher(A(images))    # one forward pass
+                    L = CE(logits, y) + η Σ_l Σ_(f,g) ‖f(Ψ)g(Φ) − f(Ψ_s)g(Φ_s)‖_F
+                    images ← clip(Adam(images, ∇L))
+                store ← images
+
+    The synthetic images of the current chunk are the only parameter, in normalised pixels.
+
+    Args:
+        ipc: Images per class; the number of rounds.
+        method: The matching objective.
+        beta: β of the first round, eigenvalue units; what it becomes is up to the `CurriculumCallback`.
+        eta: Weight η of the matching loss; 0 leaves the cross-entropy alone.
+        iterations: Iterations per chunk.
+        chunk_size: Classes optimised together, at most.
+        lr: Learning rate of Adam in normalised pixels; follows a cosine to 0 over each chunk.
+        betas: Decay rates of Adam.
+        signal: Signal of the FLC.
+        running: Running synthetic moments over chunks: ``mean``, ``merge`` (exact), ``off``, or ``auto``
+            for ``mean`` where a chunk holds all classes and ``merge`` where it does not.
+        start: ``real``, the i-th training image of each class in round i, or ``noise``.
+        crop_scale: Area of the random resized crop, as shares of the image.
+        flip: Random horizontal flips.
+        max_roll: Largest random roll, pixels.
+        relative: Divide each matching term by the norm of its real side.
+        seed: Seed of augmentation and noise.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    References:
+        SPEC.md sections 2 and 3.
+    """
+
+    images: nn.Parameter
+
+    def __init__(
+        self,
+        ipc: int,
+        method: Method,
+        beta: float = 0.1,
+        eta: float = 0.1,
+        iterations: int = 1000,
+        chunk_size: int = 200,
+        lr: float = 0.25,
+        betas: tuple[float, float] = (0.5, 0.9),
+        signal: Signal = "mean",
+        running: Running = "auto",
+        start: Start = "real",
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+        max_roll: int = 4,
+        relative: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("ipc", ipc), ("beta", beta), ("iterations", iterations), ("chunk_size", chunk_size), ("lr", lr)
+        ):  # fmt: skip
+            if not value > 0:
+                raise ValueError(f"model.init_args.{name}: got {value}, expected > 0")
+        if eta < 0:
+            raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
+        self.ipc = ipc
+        self.method = method
+        self.beta = beta
+        self.eta = eta
+        self.iterations = iterations
+        self.chunk_size = chunk_size
+        self.lr = lr
+        self.betas = betas
+        self.signal = signal
+        self.running = running
+        self.start = start
+        self.crop_scale = crop_scale
+        self.flip = flip
+        self.max_roll = max_roll
+        self.relative = relative
+        self.seed = seed
+
+        self.images = nn.Parameter(torch.empty(0))
+        self.step = 0
+        """Iterations done, over all chunks and rounds; the place of the run follows from it."""
+        self._round_beta = beta
+        self._targets: list[tuple[Tensor, ...]] | None = None  # real side, filtered with the β of the round
+        self._batch_moments: list[Moments] = []  # of the last forward pass
+
+    # ---- set-up ----
+
+    def prepare(self, real: RealSide, store: ChunkStore) -> None:
+        """Take up the real side; `unidd fit` calls this once teacher and statistics are there.
+
+        Args:
+            real: Teacher, statistics and training images.
+            store: Where finished chunks go.
+
+        Raises:
+            ValueError: If a class has too few images to start from.
+        """
+        self.spec = real.teacher.spec
+        if self.start == "real":
+            check_enough_images(real.images, self.spec, self.ipc)
+        self.schedule = Schedule(self.spec.num_classes, self.chunk_size, self.ipc, self.iterations)
+        self.running_moments = RunningMoments(self.running_mode) if self.running != "off" else None
+        # Inside RealSide the teacher is no submodule: it stays out of the checkpoint and out of .train().
+        self.real = real
+        self._store = store
+        self._use_chunk_shape()
+
+    @property
+    def running_mode(self) -> RunningMode:
+        """Mode of the running moments, with ``auto`` resolved."""
+        if self.running in ("merge", "mean"):
+            return cast("RunningMode", self.running)
+        return "mean" if self.chunk_size >= self.spec.num_classes else "merge"
+
+    @property
+    def position(self) -> Position:
+        """Round, chunk and iteration that come next."""
+        return self.schedule.at(self.step)
+
+    @property
+    def round_beta(self) -> float:
+        """β in force. Setting it also filters the real side anew when it is next needed."""
+        return self._round_beta
+
+    @round_beta.setter
+    def round_beta(self, value: float) -> None:
+        if value != self._round_beta:
+            self._targets = None
+        self._round_beta = value
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam; it is made fresh and its rate set along the cosine as chunks go by."""
+        return torch.optim.Adam([self.images], lr=self.lr, betas=self.betas)
+
+    def train_dataloader(self) -> Iterations:
+        """Return the iterations of one round; the data of a step are the images themselves."""
+        return Iterations(self.schedule.steps_per_round)
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device of the images."""
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"got {self.trainer.world_size} processes, expected 1: distillation over several processes is not "
+                "there yet; use --trainer.devices 1"
+            )
+        self.real.teacher.network.to(self.device)
+
+    # ---- one iteration ----
+
+    def on_train_batch_start(self, batch: int, batch_idx: int) -> None:
+        """Start a new chunk where one is due, and set the learning rate."""
+        position = self.position
+        optimizer = self.trainer.optimizers[0]
+        if position.iteration == 0:
+            self._begin_chunk(position)
+            optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * (1 + math.cos(math.pi * position.iteration / self.iterations)) / 2
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        """Return cross-entropy + η · matching loss, both from one forward pass of the teacher."""
+        labels = self._labels()
+        with FeatureTap(self.real.teacher.network, self.real.statistics.layers) as tap:
+            logits = self.real.teacher.network(self.augment(self.images))
+            features = tap.features()
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+        try:
+            distances = self.matching_distances(features, label_weights(self.signal, labels, logits))
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(self._not_filterable(error)) from error
+        loss = cross_entropy + self.eta * distances.sum()
+        if not torch.isfinite(loss):
+            raise ValueError(self._non_finite(cross_entropy, distances))
+        if self.step % self.trainer.log_every_n_steps == 0:
+            self._log(loss, cross_entropy, distances)
+        return loss
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Return A(images): one crop and one flip for the whole chunk, then one roll; the gradient flows."""
+        position = self.position
+        generator = generator_for(self.seed, "augment", position.round_index, position.chunk_index, position.iteration)
+        images = random_resized_crop(images, generator, scale=self.crop_scale, shared=True)
+        if self.flip:
+            images = random_flip(images, generator, shared=True)
+        return random_roll(images, generator, max_shift=self.max_roll)
+
+    def matching_distances(self, features: list[Tensor], weights: Tensor | None) -> Tensor:
+        """Return the distance of every term in every layer, (l, t); the gradient flows.
+
+        Args:
+            features: Inputs of the l layers, (n, c, h, w) each.
+            weights: (n, k) weight of each image for each class, or None for the signal ``mean``.
+        """
+        # Autocast would filter in half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            batch = [Moments.of(x, weights) for x in features]
+            self._batch_moments = [moments.detach() for moments in batch]
+            used = self.running_moments.combine(batch) if self.running_moments else batch
+            return term_distances(
+                self.method,
+                self._filtered_real(),
+                used,
+                self.round_beta,
+                columns=self._compared_classes(),
+                relative=self.relative,
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, clip to valid pixels, count; store the chunk if that was its last iteration.
+
+        All of this happens here and not in ``on_train_batch_end`` because callbacks come before the module
+        there: a checkpoint would hold images that are not clipped yet.
+        """
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.images.copy_(clip(self.images, self.spec))
+        position = self.position
+        self.step += 1
+        if position.iteration == self.iterations - 1:
+            if self.running_moments:
+                self.running_moments.update(self._batch_moments)
+            self._store.add(position, self.images, self.schedule.classes(position.chunk_index))
+
+    # ---- resume ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the images alone do not say."""
+        checkpoint["distillation"] = {
+            "step": self.step,
+            "running_moments": self.running_moments.state_dict() if self.running_moments else [],
+            "made_from": self._made_from(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the place of the run.
+
+        Raises:
+            ValueError: If the checkpoint is of another run.
+        """
+        state = checkpoint.get("distillation")
+        if state is None:
+            raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
+        for what, expected in self._made_from().items():
+            got = state["made_from"].get(what)
+            if got != expected:
+                raise ValueError(
+                    f"the checkpoint was made with another {what}: got {got}, expected {expected}; "
+                    "resume with the config that it was made with"
+                )
+        self.step = state["step"]
+        if self.running_moments:
+            self.running_moments.load_state_dict(state["running_moments"])
+        self.images.data = torch.empty_like(checkpoint["state_dict"]["images"])
+
+    def _made_from(self) -> dict[str, Any]:
+        return {
+            "teacher": self.real.teacher.fingerprint,
+            "statistics": self.real.statistics.fingerprint,
+            "method": [self.method.name, *self.method.term_names],
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "ipc",
+                    "beta",
+                    "eta",
+                    "iterations",
+                    "chunk_size",
+                    "lr",
+                    "signal",
+                    "running",
+                    "start",
+                    "flip",
+                    "max_roll",
+                    "relative",
+                    "seed",
+                )
+            },
+            "betas": list(self.betas),
+            "crop_scale": list(self.crop_scale),
+        }
+
+    # ---- parts ----
+
+    def _begin_chunk(self, position: Position) -> None:
+        classes = self.schedule.classes(position.chunk_index)
+        if self.start == "real":
+            start = real_start(self.real.images, self.spec, position.round_index, classes)
+        else:
+            start = noise_start(self.spec, position.round_index, classes, self.seed)
+        self.images.data = start.to(self.images)
+
+    def _use_chunk_shape(self) -> None:
+        classes = self.schedule.classes(self.position.chunk_index)
+        self.images.data = torch.zeros(len(classes), *self.spec.image_shape)
+
+    def _labels(self) -> Tensor:
+        classes = self.schedule.classes(self.position.chunk_index)
+        return torch.arange(classes.start, classes.stop, device=self.device)
+
+    def _compared_classes(self) -> Tensor | None:
+        """Columns of the FLC that hold synthetic images: the chunk's, or all met so far where moments run."""
+        position = self.position
+        if self.chunk_size >= self.spec.num_classes or (self.running_moments and position.round_index > 0):
+            return None
+        last = self.schedule.classes(position.chunk_index)
+        first = 0 if self.running_moments else last.start
+        return torch.arange(first, last.stop, device=self.device)
+
+    def _filtered_real(self) -> list[tuple[Tensor, ...]]:
+        if self._targets is None:
+            with torch.no_grad():
+                self._targets = [
+                    tuple(
+                        value.to(device=self.device, dtype=self.images.dtype)
+                        for value in filtered(self.method, moments, self.round_beta)
+                    )
+                    for moments in self.real.statistics.moments
+                ]
+        return self._targets
+
+    def _log(self, loss: Tensor, cross_entropy: Tensor, distances: Tensor) -> None:
+        self.log("loss/total", loss.detach(), prog_bar=True)
+        self.log("loss/cross_entropy", cross_entropy.detach())
+        self.log("loss/matching", distances.detach().sum())
+        for layer, row in zip(self.real.statistics.layers, distances.detach(), strict=True):
+            for term, value in zip(self.method.term_names, row, strict=True):
+                self.log(f"distance/{layer}/{term}", value)
+
+    def _not_filterable(self, error: Exception) -> str:
+        layers = [
+            layer
+            for layer, moments in zip(self.real.statistics.layers, self._batch_moments, strict=True)
+            if not torch.isfinite(moments.ffc).all()
+        ]
+        reason = f"features that are not finite in layer {', '.join(layers)}" if layers else str(error)
+        return (
+            f"the loss is not finite in {self.position}, β = {self.round_beta:g}: {reason}; expected finite values. "
+            "Lower --model.init_args.lr or raise --model.init_args.beta"
+        )
+
+    def _non_finite(self, cross_entropy: Tensor, distances: Tensor) -> str:
+        where = f"{self.position}, β = {self.round_beta:g}"
+        bad = [
+            f"layer {layer} ({term})"
+            for layer, row in zip(self.real.statistics.layers, distances, strict=True)
+            for term, value in zip(self.method.term_names, row, strict=True)
+            if not torch.isfinite(value)
+        ]
+        if not torch.isfinite(cross_entropy):
+            bad.append("the cross-entropy")
+        return (
+            f"the loss is not finite in {where}: {', '.join(bad)}; expected finite values. "
+            "Lower --model.init_args.lr, or raise --model.init_args.beta if only matching terms are named"
+        )
+
+
+class Iterations:
+    """The numbers 0 to n−1 as a loader that Lightning can resume within.
+
+    The module knows its own place and does not look at the numbers, so there is no state to store.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the module holds the place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing up: the module holds the place."""

@@ -1,0 +1,231 @@
+"""Fresh networks trained on a small set, and scored on the test images.
+
+Legend: n images, c channels, h w space, k classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, RandomSampler
+
+from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop
+from unidd_pl.console import quiet_lightning
+from unidd_pl.data.images import LabelledImages
+from unidd_pl.networks import build_network
+from unidd_pl.pretraining import Teacher, accuracy_of
+from unidd_pl.progress import RunProgressBar
+from unidd_pl.protocols import Protocol
+from unidd_pl.seeding import generator_for, seed_for
+from unidd_pl.specs import DatasetSpec
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The small set that a student is trained on.
+
+    Args:
+        pixels: (n, c, h, w) uint8 in 0-255 or float32 in [0, 1].
+        labels: (n,) int64.
+        ipc: Images per class.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    ipc: int
+
+
+@dataclass(frozen=True)
+class StudentScore:
+    """What one student reached.
+
+    Args:
+        seed: Seed of the student.
+        accuracies: Top-1 on the test images in [0, 1], by epoch (counted from 1).
+        tail_epochs: Epochs that the tail mean is over.
+    """
+
+    seed: int
+    accuracies: dict[int, float]
+    tail_epochs: tuple[int, ...]
+
+    @property
+    def last_epoch(self) -> float:
+        """Accuracy after the last epoch."""
+        return self.accuracies[max(self.accuracies)]
+
+    @property
+    def tail_mean(self) -> float:
+        """Mean accuracy over the scored epochs of the tail; the figure to compare by."""
+        return sum(self.accuracies[epoch] for epoch in self.tail_epochs) / len(self.tail_epochs)
+
+    @property
+    def best_epoch(self) -> float:
+        """Highest accuracy seen: chosen on the test images, so only a labelled extra."""
+        return max(self.accuracies.values())
+
+
+class EvalModule(L.LightningModule):
+    """Trains a student on a small set with a teacher's soft labels on every augmented batch.
+
+    ::
+
+        x ← CutMix(flip(crop(batch)));  L = KL(softmax(teacher(x)/T) ‖ softmax(student(x)/T))
+
+    Args:
+        student: The fresh network.
+        teacher: The frozen network that labels; it has to be on the device of the student.
+        training_set: The images.
+        test: Test images.
+        spec: The data set.
+        protocol: How to train.
+        seed: Seed of order and augmentation.
+
+    References:
+        SPEC.md section 4.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        training_set: TrainingSet,
+        test: LabelledImages,
+        spec: DatasetSpec,
+        protocol: Protocol,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.spec = spec
+        self.protocol = protocol
+        self.seed = seed
+        self.training_set = training_set
+        self.test_images = test
+        self.accuracies: dict[int, float] = {}
+        self._teacher = (teacher,)  # a tuple hides it from Module: no submodule, no .train()
+        self._scored = frozenset(protocol.evaluated_epochs())
+        self._pixels = training_set.pixels
+
+    def train_dataloader(self) -> BatchSampler:
+        """Return batches of indices in an order drawn from the seed."""
+        order = generator_for(self.seed, "student", "order")
+        sampler = RandomSampler(range(len(self._pixels)), generator=order)
+        batch_size = min(self.protocol.batch_size_for(self.training_set.ipc), len(self._pixels))
+        return BatchSampler(sampler, batch_size, drop_last=False)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its schedule, stepped each epoch."""
+        protocol = self.protocol
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=protocol.lr,
+            betas=protocol.betas,
+            weight_decay=protocol.weight_decay,
+        )
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, protocol.lr_factor)]
+
+    def on_fit_start(self) -> None:
+        """Bring images and teacher to the device of the student."""
+        self._pixels = self.training_set.pixels.to(self.device)
+        self._teacher[0].to(self.device)
+
+    def training_step(self, batch: list[int], batch_idx: int) -> Tensor:
+        """Return the distillation loss of a batch of indices."""
+        images = self.augment(self._pixels[batch], batch_idx)
+        temperature = self.protocol.temperature
+        with torch.no_grad():
+            targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
+        logits = self.student(images).float()
+        loss = F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def augment(self, pixels: Tensor, batch_idx: int) -> Tensor:
+        """Return normalised, cropped, flipped and mixed images for pixels (n, c, h, w)."""
+        generator = generator_for(self.seed, "student", self.current_epoch, batch_idx)
+        images = self.spec.normalise(pixels)
+        images = random_resized_crop(images, generator, scale=self.protocol.crop_scale)
+        if self.protocol.flip:
+            images = random_flip(images, generator)
+        if self.protocol.cutmix_alpha:
+            images = cutmix(images, generator, alpha=self.protocol.cutmix_alpha)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def on_train_epoch_end(self) -> None:
+        """Score the student where the protocol says so."""
+        epoch = self.current_epoch + 1
+        if epoch not in self._scored:
+            return
+        self.student.eval()
+        accuracy = accuracy_of(self.student, self.spec, self.test_images)
+        self.student.train()
+        self.accuracies[epoch] = accuracy
+        self.log("accuracy", accuracy, prog_bar=True)
+
+
+def train_student(
+    network: str,
+    training_set: TrainingSet,
+    teacher: Teacher,
+    test: LabelledImages,
+    protocol: Protocol,
+    seed: int,
+    *,
+    label: str,
+    accelerator: str = "auto",
+    logger: Logger | bool = False,
+) -> StudentScore:
+    """Train one fresh network and return its score.
+
+    Args:
+        network: Name of the architecture.
+        training_set: The images.
+        teacher: The teacher that labels them.
+        test: Test images.
+        protocol: How to train.
+        seed: Seed of initialisation, order and augmentation.
+        label: What the progress bar says.
+        accelerator: Lightning's accelerator.
+        logger: Lightning logger.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "student", "weights"))
+        student = build_network(network, teacher.spec)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, same numbers
+    module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
+    trainer = L.Trainer(
+        max_epochs=protocol.epochs,
+        accelerator=accelerator,
+        devices=1,
+        logger=logger,
+        callbacks=[RunProgressBar(label)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    with quiet_lightning():
+        trainer.fit(module)
+    return StudentScore(seed, module.accuracies, protocol.tail_epochs())
+
+
+def real_images(images: LabelledImages, spec: DatasetSpec, ipc: int, seed: int) -> TrainingSet:
+    """Draw the same number of real training images of each class, at random.
+
+    Raises:
+        ValueError: If a class has too few images.
+    """
+    chosen: list[int] = []
+    for label, name in enumerate(spec.classes):
+        positions = images.positions_of(label)
+        if len(positions) < ipc:
+            raise ValueError(f"class {name!r} has {len(positions)} training images, expected at least {ipc}")
+        order = torch.randperm(len(positions), generator=generator_for(seed, "real images", label))
+        chosen += positions[order[:ipc]].tolist()
+    return TrainingSet(images.read(chosen), images.labels[chosen], ipc)

@@ -1,0 +1,212 @@
+"""A distilled set for people and for other tools: a folder of PNG files, or one picture."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unidd_pl.distilled import DistilledSet
+from unidd_pl.files import atomic_write
+
+INDEX_NAME = "classes.json"
+INDEX_FORMAT = "unidd_pl.png_export"  # tag by which overwrite recognises what it may delete
+MAX_FOLDER_NAME = 80  # characters; file systems stop at 255 bytes, Windows at 260 for the whole path
+WINDOWS_DEVICES = ("con", "prn", "aux", "nul")  # names that Windows refuses for files
+
+MAX_SIDE = 4096  # px; beyond it viewers and MLflow's page scale the picture down
+GAP = 2  # px between tiles
+MARGIN = 8  # px around names and caption
+FONT_SIZE = 15  # px
+MAX_NAME_WIDTH = 240  # px; longer class names end in an ellipsis
+
+
+def export_png(distilled: DistilledSet, folder: str | Path, overwrite: bool = False) -> None:
+    """Write one PNG an image as `<folder>/<class name>/<position in the set>.png`.
+
+    uint8 sets are written exactly; float32 sets are rounded to the 256 levels a PNG has. ImageFolder-style
+    readers number classes by folder name and see no folder for a class without images, so `classes.json`
+    holds the class names and folders in label order; it is written last and marks a complete export.
+
+    Args:
+        distilled: The set.
+        folder: The folder to make or fill.
+        overwrite: Replace an earlier export in `folder`; nothing else is ever deleted.
+
+    Raises:
+        ValueError: If the folder holds anything, or cannot be written.
+    """
+    folder = Path(folder)
+    names = folder_names(distilled.class_names)
+    index = {
+        "format": INDEX_FORMAT,
+        "classes": list(distilled.class_names),
+        "folders": names,
+        "rounded": distilled.images.dtype != torch.uint8,
+        "fingerprint": distilled.fingerprint(),
+        "spec": distilled.spec.to_dict(),
+    }
+    digits = len(str(len(distilled) - 1))  # equal length: sorted by name, files keep the order of the set
+    try:
+        _make_empty(folder, overwrite)
+        for position, (pixels, label) in enumerate(zip(distilled.images, distilled.labels.tolist(), strict=True)):
+            target = folder / names[label]
+            target.mkdir(exist_ok=True)
+            _to_pillow(pixels).save(target / f"{position:0{digits}d}.png")
+    except OSError as error:
+        raise ValueError(
+            f"could not write the images in folder {folder.absolute()}: got {error}; expected a folder with "
+            "write permission and free space: make room, fix its permissions or choose another folder"
+        ) from error
+    with atomic_write(folder / INDEX_NAME) as temporary:
+        temporary.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def picture(distilled: DistilledSet, path: str | Path, *, per_class: int = 10, min_tile: int = 64) -> None:
+    """Draw the set as one PNG: a row a class, with its name at the left, a column an image.
+
+    Images are enlarged by one whole factor without interpolation, so every tile pixel is a pixel of the set;
+    they are never shrunk. Classes and images beyond a side of 4096 px are left out, and a caption says so.
+
+    Args:
+        distilled: The set; classes without images get no row.
+        path: The file, *.png, replaced if it exists; its folder is created.
+        per_class: Most images of a class to show, in the order of the set.
+        min_tile: Least side of an enlarged image in pixels.
+
+    Raises:
+        ValueError: If a setting is out of range, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"got {path.name}, expected a name ending in .png: other formats may blur pixels")
+    if per_class < 1 or min_tile < 1:
+        raise ValueError(f"got per_class={per_class} and min_tile={min_tile}, expected at least 1 of each")
+    canvas = _draw(distilled, per_class, min_tile)
+    with atomic_write(path) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+def folder_names(classes: tuple[str, ...]) -> list[str]:
+    """Return a folder name for every class, safe on every common file system and without collisions.
+
+    Names that are safe already stay as they are; accents are dropped, other characters become `_`, and a
+    number is added where two names would meet (also when they differ in case only).
+
+    Args:
+        classes: Class names in label order.
+
+    Returns:
+        Folder names in the same order.
+    """
+    safe = [_safe_name(name) for name in classes]
+    taken = {INDEX_NAME, *WINDOWS_DEVICES}
+    names: dict[int, str] = {}
+    # Unchanged names choose first: "a_b" keeps its name even where "a/b" stands before it.
+    for label in sorted(range(len(classes)), key=lambda label: safe[label] != classes[label]):
+        candidate, copy = safe[label], 1
+        while candidate.lower() in taken:
+            copy += 1
+            candidate = f"{safe[label]}_{copy}"
+        taken.add(candidate.lower())
+        names[label] = candidate
+    return [names[label] for label in range(len(classes))]
+
+
+def _safe_name(name: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    plain = re.sub(r"[^A-Za-z0-9_. -]", "_", plain)[:MAX_FOLDER_NAME].strip(". ")
+    return plain or "class"
+
+
+def _make_empty(folder: Path, overwrite: bool) -> None:
+    """Create the folder; refuse a filled one, unless it holds only an earlier export that may be replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {entry.name for entry in folder.iterdir()}
+    if not present:
+        return
+    earlier = _earlier_export(folder)
+    if not overwrite or not present <= earlier:
+        cure = "choose another folder, empty it"
+        cure += " or pass overwrite=True" if present <= earlier else " (it holds more than an earlier export)"
+        raise ValueError(f"got the folder {folder} with {len(present)} entries, expected an empty one: {cure}")
+    (folder / INDEX_NAME).unlink()
+    for name in present - {INDEX_NAME}:
+        shutil.rmtree(folder / name)
+
+
+def _earlier_export(folder: Path) -> set[str]:
+    """Return the names of the entries that an earlier export made in the folder."""
+    try:
+        index: Any = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
+        return set()
+    return {INDEX_NAME, *index["folders"]}
+
+
+def _to_pillow(pixels: Tensor) -> Image.Image:
+    """Turn pixels (c, h, w), uint8 in 0-255 or float32 in [0, 1], into a Pillow image (L or RGB)."""
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().to(torch.uint8)
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+
+
+def _draw(distilled: DistilledSet, per_class: int, min_tile: int) -> Image.Image:
+    """Lay out the picture: names at the left, tiles, and a caption where something is left out."""
+    font = ImageFont.load_default(FONT_SIZE)
+    present = torch.unique(distilled.labels).tolist()
+    positions = [torch.nonzero(distilled.labels == label).view(-1).tolist() for label in present]
+    size = distilled.spec.image_size
+    factor = -(-min_tile // size)
+    step = max(size * factor, FONT_SIZE) + GAP  # px from tile to tile: never so close that names overlap
+
+    names = [_shorten(distilled.class_names[label], font) for label in present]
+    left = round(max(font.getlength(name) for name in names)) + 2 * MARGIN
+    bottom = FONT_SIZE + 2 * MARGIN
+    wanted = min(per_class, max(len(row) for row in positions))
+    columns = min(wanted, max(1, (MAX_SIDE - left) // step))
+    rows = min(len(present), max(1, (MAX_SIDE - bottom) // step))
+    caption = _caption(rows, len(present), columns, wanted)
+    width = max(left + columns * step, round(font.getlength(caption)) + 2 * MARGIN)
+
+    canvas = Image.new("RGB", (width, rows * step + (bottom if caption else 0)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row in range(rows):
+        draw.text((MARGIN, row * step + (step - GAP) // 2), names[row], "black", font, anchor="lm")
+        for column, position in enumerate(positions[row][:columns]):
+            tile = _to_pillow(distilled.images[position]).convert("RGB")
+            tile = tile.resize((size * factor, size * factor), Image.Resampling.NEAREST)
+            canvas.paste(tile, (left + column * step, row * step))
+    draw.text((MARGIN, rows * step + MARGIN), caption, "black", font)
+    return canvas
+
+
+def _caption(rows: int, classes: int, columns: int, wanted: int) -> str:
+    """Say what is left out; empty where nothing is."""
+    parts = []
+    if rows < classes:
+        parts.append(f"the first {rows} of {classes} classes")
+    if columns < wanted:
+        parts.append(f"{columns} of {wanted} images a class")
+    return f"Shown: {', '.join(parts)}" if parts else ""
+
+
+def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Cut a name to the widest column of names, ending in an ellipsis; a line break becomes a space."""
+    name = " ".join(name.split())
+    if font.getlength(name) <= MAX_NAME_WIDTH:
+        return name
+    while font.getlength(name + "…") > MAX_NAME_WIDTH:
+        name = name[:-1]
+    return name + "…"

@@ -1,0 +1,96 @@
+"""FeatureTap: records the inputs of chosen layers of a network during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_SHORTCUT_NAMES = frozenset({"downsample", "shortcut"})  # as torchvision, timm and the field name them
+
+
+def conv_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of all convolutions in the order of registration, shortcuts left out.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    names = tuple(
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d) and not _SHORTCUT_NAMES & set(name.split("."))
+    )
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has no Conv2d layers to take features from: use a convolutional "
+            "teacher, or name the layers"
+        )
+    return names
+
+
+class FeatureTap:
+    """Records the inputs of layers of one network.
+
+    Used as a context manager, it is filled anew by each forward pass::
+
+        with FeatureTap(teacher, conv_layers(teacher)) as tap:
+            logits = teacher(images)
+            features = tap.features()
+
+    The network is not changed; the recorded tensors are those of its graph, so gradients flow.
+
+    Args:
+        network: The network to listen to.
+        layers: Names of its modules, as in ``named_modules``.
+
+    Raises:
+        ValueError: If the network has no layer of a name.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        modules = dict(network.named_modules())
+        missing = [name for name in layers if name not in modules]
+        if missing:
+            raise ValueError(
+                f"{type(network).__name__} has no layers {missing}: expected names from its "
+                f"named_modules(), for example {list(modules)[-3:]}"
+            )
+        self.layers = tuple(layers)
+        self._modules = [modules[name] for name in layers]
+        self._recorded: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> FeatureTap:
+        for name, module in zip(self.layers, self._modules, strict=True):
+            self._handles.append(module.register_forward_pre_hook(self._recorder(name)))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._recorded.clear()
+
+    def features(self) -> list[Tensor]:
+        """Return the inputs of the last forward pass, (n, c, h, w) each, in the order of the layers.
+
+        Raises:
+            ValueError: If a layer was not reached.
+        """
+        missing = [name for name in self.layers if name not in self._recorded]
+        if missing:
+            raise ValueError(f"the forward pass did not reach the layers {missing}")
+        return [self._recorded[name] for name in self.layers]
+
+    def _recorder(self, name: str):  # type: ignore[no-untyped-def]  # torch types hooks loosely
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._recorded[name] = inputs[0]
+
+        return record

@@ -1,0 +1,92 @@
+"""Stopping and going on: checkpoints at intervals, and one at Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from unidd_pl.files import atomic_write
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """A run was stopped by a signal and left a checkpoint.
+
+    Args:
+        number: Number of the signal.
+        checkpoint: File to resume from.
+        place: Where the run was.
+    """
+
+    def __init__(self, number: int, checkpoint: Path, place: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} in {place}")
+        self.number = number
+        self.checkpoint = checkpoint
+
+
+class ResumePoint(L.Callback):
+    """Writes the checkpoint that ``--ckpt_path`` continues from.
+
+    A signal only raises a flag; the checkpoint is written when the step in hand is complete, so that it never
+    holds half of one. A second signal ends the process at once, as if nothing had been set up.
+
+    Args:
+        path: The checkpoint; the latest replaces the one before, atomically.
+        every_n_iterations: Iterations between two checkpoints.
+        place: Tells where the run is, for the message.
+    """
+
+    def __init__(self, path: Path, every_n_iterations: int, place: Callable[[], str]) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"checkpoint_every: got {every_n_iterations}, expected at least 1")
+        self.path = path
+        self.every_n_iterations = every_n_iterations
+        self.place = place
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals; only a main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write a checkpoint where one is due, and stop where a signal came.
+
+        Raises:
+            Interrupted: After a signal.
+        """
+        if self._received is not None:
+            place = self.place()
+            self._save(trainer)
+            raise Interrupted(self._received, self.path, place)
+        if trainer.global_step % self.every_n_iterations == 0:
+            self._save(trainer)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _save(self, trainer: L.Trainer) -> None:
+        with atomic_write(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,102 @@
+"""The matching loss: L_match = Σ_l Σ_(f,g) ‖ f(Ψ) g(Φ) − f(Ψ_s) g(Φ_s) ‖_F.
+
+Legend: c channels, k classes; Ψ, Φ of the real and Ψ_s, Φ_s of the synthetic data; l layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unidd_pl.spectral.methods import Method
+from unidd_pl.spectral.moments import Moments
+
+
+def filtered(method: Method, moments: Moments, beta: float) -> tuple[Tensor, ...]:
+    """Return f(Ψ) g(Φ) for every term of a method.
+
+    Args:
+        method: The method, t terms.
+        moments: Moments of one layer.
+        beta: Filter parameter β, eigenvalue units.
+
+    Returns:
+        t matrices, (c, c) for the operand ``ffc`` and (c, k) or (c, 1) for ``flc``; the gradient flows.
+    """
+    # Autocast would take the products in half precision.
+    with torch.autocast(moments.ffc.device.type, enabled=False):
+        return _filtered(method, moments, beta)
+
+
+def _filtered(method: Method, moments: Moments, beta: float) -> tuple[Tensor, ...]:
+    ffc, flc = moments.ffc, moments.flc
+    matrices: dict[int, Tensor] = {}  # the terms of a method often share one filter
+
+    def matrix_of(index: int) -> Tensor:
+        key = id(method.terms[index].filter)
+        if key not in matrices:
+            matrices[key] = method.terms[index].filter.matrix(ffc, beta)
+        return matrices[key]
+
+    results: list[Tensor] = []
+    for index, term in enumerate(method.terms):
+        if term.operand == "ffc":
+            results.append(matrix_of(index))
+        elif id(term.filter) in matrices:
+            results.append(matrix_of(index) @ flc)
+        else:
+            results.append(term.filter.apply(ffc, flc, beta))
+    return tuple(results)
+
+
+def term_distances(
+    method: Method,
+    real: Sequence[tuple[Tensor, ...]],
+    synthetic: Sequence[Moments],
+    beta: float,
+    *,
+    columns: Tensor | None = None,
+    relative: bool = False,
+) -> Tensor:
+    """Return the distance of every term in every layer; their sum is L_match.
+
+    Args:
+        method: The method, t terms.
+        real: For each of l layers the result of `filtered` on the real moments. It depends on β only
+            and is given, not computed, so that a caller can keep it for a whole round.
+        synthetic: Moments of the synthetic images, one a layer.
+        beta: Filter parameter β, eigenvalue units; the one that `real` was filtered with.
+        columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
+        relative: Divide each distance by the norm of its real side.
+
+    Returns:
+        (l, t) distances ≥ 0; the gradient flows to the synthetic moments.
+
+    Raises:
+        ValueError: If the two sides do not have the same shapes, as with different signals.
+
+    References:
+        SPEC.md section 2; norms unsquared as in the release.
+    """
+    rows: list[Tensor] = []
+    for targets, moments in zip(real, synthetic, strict=True):
+        values = filtered(method, moments, beta)
+        distances: list[Tensor] = []
+        for term, target, value in zip(method.terms, targets, values, strict=True):
+            if target.shape != value.shape:
+                raise ValueError(
+                    f"{term.name}: got a real side {tuple(target.shape)} and a synthetic side {tuple(value.shape)}, "
+                    "expected the same shape: both sides need the same layers and the same signal"
+                )
+            has_class_columns = term.operand == "flc" and moments.label_weight.numel() > 0
+            if columns is not None and has_class_columns:
+                target, value = target[:, columns], value[:, columns]  # noqa: PLW2901
+            distance = torch.linalg.vector_norm(target - value)
+            if relative:
+                norm = torch.linalg.vector_norm(target)
+                distance = distance / torch.where(norm > 0, norm, 1)  # a dead layer has a zero real side
+            distances.append(distance)
+        rows.append(torch.stack(distances))
+    return torch.stack(rows)

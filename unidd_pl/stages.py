@@ -1,0 +1,98 @@
+"""The stages before a distillation or an evaluation: a teacher, its statistics; said, tracked, cached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from unidd_pl.console import quiet_lightning, say
+from unidd_pl.data.module import ImageData
+from unidd_pl.pretraining import Teacher, TeacherRecipe, is_cached, obtain_teacher
+from unidd_pl.spectral import Signal
+from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics
+from unidd_pl.tracking import Tracking
+
+
+def teacher_stage(
+    recipe: TeacherRecipe,
+    data: ImageData,
+    cache: Path,
+    tracking: Tracking,
+    *,
+    accelerator: str = "auto",
+    config: str | None = None,
+) -> Teacher:
+    """Return the teacher, training it where it is missing; say which it was.
+
+    Args:
+        recipe: Which teacher.
+        data: The real data.
+        cache: Folder that holds ``teachers``.
+        tracking: Where a training is recorded; loading is not.
+        accelerator: Lightning's accelerator.
+        config: Resolved config as YAML, for the record.
+
+    Raises:
+        ValueError: If the teacher does not fit the data.
+    """
+    folder = cache / "teachers"
+    if is_cached(recipe, data, folder):
+        teacher = obtain_teacher(recipe, data, folder)
+        say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
+        return teacher
+    say(f"Teacher: none yet for {recipe.network} on {data.name}; training one for {recipe.epochs} epochs")
+    started = time.monotonic()
+    tags = {"dataset": data.name, "network": recipe.network}
+    with tracking.run("teacher", f"{recipe.network} on {data.name}", tags, config) as run:
+        teacher = obtain_teacher(recipe, data, folder, accelerator=accelerator, logger=run.logger)
+        if teacher.accuracy is not None:
+            run.metrics({"accuracy": teacher.accuracy})
+        run.tag("teacher", teacher.fingerprint)
+    minutes = (time.monotonic() - started) / 60
+    say(f"Teacher: {_describe(teacher)}, trained in {minutes:.1f} min, kept in {teacher.path}")
+    return teacher
+
+
+def statistics_stage(
+    recipe: StatisticsRecipe,
+    teacher: Teacher,
+    data: ImageData,
+    layers: Sequence[str],
+    signal: Signal,
+    cache: Path,
+    tracking: Tracking,
+    *,
+    accelerator: str = "auto",
+    config: str | None = None,
+) -> Statistics:
+    """Return the real moments, gathering them where they are missing; say which it was.
+
+    Raises:
+        ValueError: If given statistics do not fit the teacher or the data.
+    """
+    folder = cache / "statistics"
+    statistics, path, gathered = obtain_statistics(
+        recipe, teacher, data, layers, signal, folder, device=device_of(accelerator)
+    )
+    about = f"{len(layers)} layers, signal {signal}, {len(data.train)} images"
+    say(f"Statistics: {about}, {'gathered and kept in' if gathered else 'from'} {path}")
+    if gathered:
+        tags = {"dataset": data.name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
+        with tracking.run("statistics", f"{teacher.name} on {data.name}", tags, config) as run:
+            run.artifact(path)
+    return statistics
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the first device of Lightning's accelerator."""
+    with quiet_lightning():
+        return L.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+
+
+def _describe(teacher: Teacher) -> str:
+    score = "accuracy unknown" if teacher.accuracy is None else f"{100 * teacher.accuracy:.1f} % on the test images"
+    return f"{teacher.name} ({teacher.fingerprint[:12]}), {score}"

@@ -1,0 +1,222 @@
+"""Real moments of a teacher over a training set, gathered once and cached.
+
+Legend: n images, k classes, l layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from unidd_pl.data.module import ImageData
+from unidd_pl.features import FeatureTap
+from unidd_pl.files import atomic_write
+from unidd_pl.pretraining import Teacher
+from unidd_pl.specs import DatasetSpec
+from unidd_pl.spectral import Moments, Signal
+
+STATISTICS_FORMAT = "unidd-statistics-1"
+
+
+class StatisticsRecipe:
+    """How to get the real moments.
+
+    Args:
+        file: Statistics written by ``unidd statistics``; None takes them from the cache or gathers them.
+        batch_size: Images a forward pass; it changes memory and speed, not the result.
+
+    Raises:
+        ValueError: If the batch size is below 1.
+    """
+
+    def __init__(self, file: str | None = None, batch_size: int = 250) -> None:
+        if batch_size < 1:
+            raise ValueError(f"statistics.batch_size: got {batch_size}, expected at least 1")
+        self.file = file
+        self.batch_size = batch_size
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of a teacher's features over the training set, one a layer.
+
+    Args:
+        layers: Names of the layers.
+        moments: Moments of their inputs, float64.
+        signal: Signal of the FLC.
+        made_from: What the moments depend on; see `conditions`.
+    """
+
+    layers: tuple[str, ...]
+    moments: tuple[Moments, ...]
+    signal: Signal
+    made_from: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of what the moments depend on."""
+        return _digest(self.made_from)
+
+
+def label_weights(signal: Signal, labels: Tensor, logits: Tensor) -> Tensor | None:
+    """Return the weight of each image for each class in the FLC, (n, k), or None for ``mean``.
+
+    Args:
+        signal: ``mean``, ``class`` (one-hot) or ``soft`` (softmax of the teacher at T = 1).
+        labels: (n,) int64.
+        logits: (n, k) of the teacher; for ``soft`` the gradient flows to them.
+
+    References:
+        SPEC.md section 1.
+    """
+    if signal == "mean":
+        return None
+    if signal == "class":
+        return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return logits.float().softmax(dim=1)
+
+
+def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal: Signal) -> dict[str, Any]:
+    """Return all that real moments depend on, as plain JSON types."""
+    return {
+        "teacher": teacher.fingerprint,
+        "data": data.fingerprint,
+        "spec": data.spec.to_dict(),
+        "layers": list(layers),
+        "signal": signal,
+        "transform": "none",
+    }
+
+
+@torch.inference_mode()
+def gather_statistics(
+    teacher: Teacher,
+    data: ImageData,
+    layers: Sequence[str],
+    signal: Signal,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Statistics:
+    """Run the teacher over the training images once and merge the moments of all batches exactly.
+
+    Args:
+        teacher: The frozen teacher.
+        data: The real data; its training images are taken as they are, without augmentation.
+        layers: Names of the layers whose inputs are described.
+        signal: Signal of the FLC.
+        batch_size: Images a forward pass.
+        device: Where to run.
+
+    Returns:
+        Statistics accumulated in float64.
+    """
+    spec = data.spec
+    network = teacher.network.to(device)
+    total: list[Moments] | None = None
+    loader = data.train.loader(batch_size, workers=data.workers_for(data.train))
+    with FeatureTap(network, layers) as tap:
+        for images, labels in tqdm(loader, "Gathering statistics", leave=False, unit="batch"):
+            logits = network(spec.normalise(images.to(device)))
+            weights = label_weights(signal, labels.to(device), logits)
+            batch = [Moments.of(x, weights).to(dtype=torch.float64) for x in tap.features()]
+            total = batch if total is None else [a.merge(b) for a, b in zip(total, batch, strict=True)]
+    network.cpu()
+    moments = tuple(one.to(device="cpu") for one in cast("list[Moments]", total))
+    return Statistics(tuple(layers), moments, signal, conditions(teacher, data, layers, signal))
+
+
+def obtain_statistics(
+    recipe: StatisticsRecipe,
+    teacher: Teacher,
+    data: ImageData,
+    layers: Sequence[str],
+    signal: Signal,
+    cache: Path,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Statistics, Path, bool]:
+    """Return statistics, their file, and whether they were gathered just now.
+
+    Raises:
+        ValueError: If a given file was made from something else than is asked for.
+    """
+    wanted = conditions(teacher, data, layers, signal)
+    path = Path(recipe.file) if recipe.file else cache / f"{_digest(wanted)[:16]}.safetensors"
+    if recipe.file or path.exists():
+        statistics = load_statistics(path)
+        _check_made_from(path, statistics.made_from, wanted)
+        return statistics, path, False
+    statistics = gather_statistics(teacher, data, layers, signal, batch_size=recipe.batch_size, device=device)
+    save_statistics(path, statistics)
+    return statistics, path, True
+
+
+def save_statistics(path: Path, statistics: Statistics) -> None:
+    """Write statistics and what they were made from into one file, atomically."""
+    tensors = {
+        f"{index}.{name}": tensor.contiguous()
+        for index, moments in enumerate(statistics.moments)
+        for name, tensor in moments.tensors().items()
+    }
+    about = {"format": STATISTICS_FORMAT, "made_from": statistics.made_from}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"unidd": json.dumps(about, sort_keys=True)})
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Read statistics.
+
+    Raises:
+        ValueError: If the file is missing, damaged or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("unidd", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"cannot read the statistics {path} ({error}): expected a file written by `unidd statistics`"
+        ) from error
+    if about.get("format") != STATISTICS_FORMAT:
+        raise ValueError(
+            f"{path} holds no statistics (format {about.get('format')!r}, expected {STATISTICS_FORMAT!r}): "
+            "give a file written by `unidd statistics`"
+        )
+    made_from = about["made_from"]
+    moments = tuple(
+        Moments(*(tensors[f"{index}.{field}"] for field in Moments.__dataclass_fields__))
+        for index in range(len(made_from["layers"]))
+    )
+    return Statistics(tuple(made_from["layers"]), moments, made_from["signal"], made_from)
+
+
+def _check_made_from(path: Path, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for what in ("teacher", "layers", "signal", "transform"):
+        if got[what] != wanted[what]:
+            raise ValueError(
+                f"statistics {path} were made with another {what}: got {got[what]!r}, expected {wanted[what]!r}; "
+                "leave --statistics.file out to gather them anew"
+            )
+    got_spec, wanted_spec = (DatasetSpec.from_dict(one["spec"]) for one in (got, wanted))
+    if got["data"] != wanted["data"] or got_spec != wanted_spec:
+        raise ValueError(
+            f"statistics {path} were gathered on other data ({got_spec.name}, {got_spec.num_classes} classes, "
+            f"normalised with mean {got_spec.mean}) than is given ({wanted_spec.name}, {wanted_spec.num_classes} "
+            f"classes, mean {wanted_spec.mean}); leave --statistics.file out to gather them anew"
+        )
+
+
+def _digest(made_from: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

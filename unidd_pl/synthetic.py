@@ -1,0 +1,157 @@
+"""What is optimised and where it goes: the schedule of chunks, their start images and the store.
+
+Legend: n images, c channels, h w space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unidd_pl.data.images import LabelledImages
+from unidd_pl.distilled import DistilledSet, PixelType
+from unidd_pl.seeding import generator_for
+from unidd_pl.specs import DatasetSpec
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: round i, chunk within the round, iteration within the chunk, all from 0."""
+
+    round_index: int
+    chunk_index: int
+    iteration: int
+
+    def __str__(self) -> str:
+        return f"round {self.round_index + 1}, chunk {self.chunk_index + 1}, iteration {self.iteration + 1}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of a run: rounds of chunks of iterations, as a pure function of the step.
+
+    Args:
+        num_classes: Number of classes.
+        chunk_size: Classes optimised together, at most.
+        num_rounds: Rounds, the images per class.
+        iterations: Iterations per chunk.
+    """
+
+    num_classes: int
+    chunk_size: int
+    num_rounds: int
+    iterations: int
+
+    @property
+    def chunks_per_round(self) -> int:
+        """Number of chunks that cover all classes."""
+        return -(-self.num_classes // self.chunk_size)
+
+    @property
+    def steps_per_round(self) -> int:
+        """Iterations of a round."""
+        return self.chunks_per_round * self.iterations
+
+    def at(self, step: int) -> Position:
+        """Return the position of a step, counted from 0 over the whole run."""
+        round_index, in_round = divmod(step, self.steps_per_round)
+        return Position(round_index, *divmod(in_round, self.iterations))
+
+    def classes(self, chunk_index: int) -> range:
+        """Return the labels of the classes of a chunk."""
+        start = chunk_index * self.chunk_size
+        return range(start, min(start + self.chunk_size, self.num_classes))
+
+
+def real_start(images: LabelledImages, spec: DatasetSpec, round_index: int, classes: range) -> Tensor:
+    """Return the i-th real training image of each class, normalised, (n, c, h, w).
+
+    Raises:
+        ValueError: If a class has too few images.
+    """
+    chosen = []
+    for label in classes:
+        positions = images.positions_of(label)
+        if len(positions) <= round_index:
+            raise ValueError(_too_few(spec.classes[label], len(positions), round_index + 1))
+        chosen.append(int(positions[round_index]))
+    return spec.normalise(images.read(chosen))
+
+
+def noise_start(spec: DatasetSpec, round_index: int, classes: range, seed: int) -> Tensor:
+    """Return standard normal noise in normalised space, clipped to valid pixels, (n, c, h, w)."""
+    images = [
+        torch.randn(spec.image_shape, generator=generator_for(seed, "start", round_index, label)) for label in classes
+    ]
+    return clip(torch.stack(images), spec)
+
+
+def check_enough_images(images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:
+    """Refuse, before any work, a class with fewer real images than images per class."""
+    counts = torch.bincount(images.labels, minlength=spec.num_classes)
+    scarcest = int(counts.argmin())
+    if counts[scarcest] < ipc:
+        raise ValueError(_too_few(spec.classes[scarcest], int(counts[scarcest]), ipc))
+
+
+def clip(images: Tensor, spec: DatasetSpec) -> Tensor:
+    """Return normalised images (n, c, h, w) with every pixel between black and white."""
+    black, white = spec.pixel_bounds(images)
+    return images.clamp(black, white)
+
+
+class ChunkStore:
+    """Finished chunks, each in a file of its own, so that a run holds only the current one in memory.
+
+    Args:
+        folder: Folder of the files.
+        spec: The data set.
+        dtype: Pixel type of the product; chunks are quantised once, here.
+    """
+
+    def __init__(self, folder: Path, spec: DatasetSpec, dtype: PixelType = "uint8") -> None:
+        self.folder = folder
+        self.spec = spec
+        self.dtype = dtype
+
+    def add(self, position: Position, images: Tensor, classes: range) -> None:
+        """Write a finished chunk of normalised images (n, c, h, w), one of each class."""
+        chunk = DistilledSet.from_normalised(
+            images.detach().cpu(), torch.tensor(list(classes)), self.spec, {}, dtype=self.dtype
+        )
+        # A chunk that was cut off before its checkpoint is made again, the same.
+        chunk.save(self._path(position.round_index, position.chunk_index), overwrite=True)
+
+    def assemble(self, schedule: Schedule, manifest: Mapping[str, Any], num_rounds: int | None = None) -> DistilledSet:
+        """Return the distilled set of the finished rounds.
+
+        Raises:
+            ValueError: If a chunk is missing.
+        """
+        rounds = schedule.num_rounds if num_rounds is None else num_rounds
+        chunks = [
+            DistilledSet.load(self._path(round_index, chunk_index))
+            for round_index in range(rounds)
+            for chunk_index in range(schedule.chunks_per_round)
+        ]
+        return DistilledSet(
+            torch.cat([chunk.images for chunk in chunks]),
+            torch.cat([chunk.labels for chunk in chunks]),
+            self.spec,
+            dict(manifest),
+        )
+
+    def _path(self, round_index: int, chunk_index: int) -> Path:
+        return self.folder / f"round_{round_index:04d}_chunk_{chunk_index:03d}.safetensors"
+
+
+def _too_few(name: str, got: int, expected: int) -> str:
+    return (
+        f"class {name!r} has {got} training images, expected at least {expected} (one a round): "
+        "lower --model.init_args.ipc or start from noise (--model.init_args.start noise)"
+    )
