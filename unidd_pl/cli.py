@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_large_blocks()
     try:
         _dispatch(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArgumentError) as error:
         if os.environ.get("UNIDD_DEBUG") == "1":
             raise
         sys.stderr.write(f"unidd: error: {error}\n")
@@ -48,10 +49,7 @@ def _dispatch(arguments: list[str]) -> None:
         raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}; see unidd --help")
     # Each imports what it needs, so that --help and export stay fast.
     if command in ("fit", "statistics"):
-        from unidd_pl.fit import DistillationRun
-
-        run = DistillationRun(rest)
-        run.fit() if command == "fit" else run.statistics()
+        _fit(command, rest)
     elif command == "pretrain":
         _pretrain(rest)
     elif command == "evaluate":
@@ -70,14 +68,57 @@ def _usage() -> str:
     )
 
 
+def _fit(command: str, arguments: list[str]) -> None:
+    import lightning as L
+
+    from unidd_pl.distillation import DistillationModule
+    from unidd_pl.distilled import PixelType
+    from unidd_pl.fit import DistillationRun
+    from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.statistics import StatisticsRecipe
+
+    parser = stage_parser(command)
+    parser.add_class_arguments(TeacherRecipe, "teacher")
+    parser.add_class_arguments(StatisticsRecipe, "statistics")
+    # As an argument, not add_subclass_arguments, whose messages speak of a union with None.
+    parser.add_argument("--model", type=DistillationModule, required=True, help="the distillation")
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
+    parser.add_argument("--output_dir", type=str, default=None, help="default: runs/<name of the config>")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace what output_dir holds")
+    parser.add_argument("--pixel_type", type=PixelType, default="uint8", help="pixels of the distilled set")
+    parser.add_argument("--checkpoint_every", type=int, default=500, help="iterations between two checkpoints")
+    parser.add_argument("--ckpt_path", type=str, default=None, help="checkpoint to go on from, or 'last'")
+    config, objects = _parsed(parser, arguments)
+    name = Path(str(config.config[0])).stem if config.config else "distillation"
+    run = DistillationRun(
+        objects.model,
+        objects.data,
+        objects.teacher,
+        objects.statistics,
+        objects.tracking,
+        objects.trainer.as_dict(),
+        Path(config.output_dir or f"runs/{name}"),
+        Path(config.cache_dir),
+        checkpoint=config.ckpt_path,
+        checkpoint_every=config.checkpoint_every,
+        overwrite=config.overwrite,
+        pixel_type=config.pixel_type,
+        config=parser.dump(config, skip_none=False),
+    )
+    if command == "fit":
+        run.fit()
+    else:
+        run.statistics()
+
+
 def _pretrain(arguments: list[str]) -> None:
     from unidd_pl.pretraining import TeacherRecipe
     from unidd_pl.stages import teacher_stage
 
     parser = stage_parser("pretrain")
+    _add_accelerator(parser)
     parser.add_class_arguments(TeacherRecipe, "teacher")
-    config = parser.parse_args(arguments)
-    objects = parser.instantiate_classes(config)
+    config, objects = _parsed(parser, arguments)
     teacher_stage(
         objects.teacher,
         objects.data,
@@ -94,14 +135,14 @@ def _evaluate(arguments: list[str]) -> None:
     from unidd_pl.protocols import Protocol
 
     parser = stage_parser("evaluate")
+    _add_accelerator(parser)
     parser.add_class_arguments(TeacherRecipe, "teacher")
     parser.add_class_arguments(Protocol, "protocol")
     parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
     parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
     parser.add_argument("--seeds", type=int, default=3, help="students per row")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
-    config = parser.parse_args(arguments)
-    objects = parser.instantiate_classes(config)
+    config, objects = _parsed(parser, arguments)
     Evaluation(
         distilled=Path(config.distilled),
         data=objects.data,
@@ -124,7 +165,7 @@ def _export(arguments: list[str]) -> None:
     from unidd_pl.distilled import DistilledSet
     from unidd_pl.exports import export_png
 
-    parser = ArgumentParser(prog="unidd export", description=COMMANDS["export"])
+    parser = ArgumentParser(prog="unidd export", description=COMMANDS["export"], exit_on_error=False)
     parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
     parser.add_argument("--output", type=str, required=True, help="folder for <class>/<image>.png")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier export")
@@ -134,19 +175,28 @@ def _export(arguments: list[str]) -> None:
     say(f"{len(distilled)} images in {config.output}")
 
 
+def _add_accelerator(parser: Any) -> None:
+    parser.add_argument("--accelerator", type=str, default="auto", help="Lightning's accelerator: cpu, gpu, …")
+
+
+def _parsed(parser: Any, arguments: list[str]) -> tuple[Any, Any]:
+    """Return the config as given and with its classes instantiated."""
+    config = parser.parse_args(arguments)
+    return config, parser.instantiate(config)
+
+
 def stage_parser(command: str) -> Any:
     """Return a parser with the options that every stage has."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     from unidd_pl.data import ImageData
     from unidd_pl.tracking import Tracking
 
-    parser = ArgumentParser(prog=f"unidd {command}", description=COMMANDS[command])
+    parser = ArgumentParser(prog=f"unidd {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options below")
-    parser.add_subclass_arguments(ImageData, "data", required=True)
+    parser.add_argument("--data", type=ImageData, required=True, help="the real data")
     parser.add_class_arguments(Tracking, "tracking")
     parser.add_argument("--cache_dir", type=str, default=DEFAULT_CACHE, help="teachers and statistics")
-    parser.add_argument("--accelerator", type=str, default="auto", help="Lightning's accelerator: cpu, gpu, …")
     return parser
 
 

@@ -8,11 +8,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning as L
+
 
 def say(message: str) -> None:
     """Print one message to the standard output, at once also where that is a pipe."""
     sys.stdout.write(message + "\n")
     sys.stdout.flush()
+
+
+def log_interval(trainer: L.Trainer) -> int:
+    """Return ``--trainer.log_every_n_steps``, which Lightning keeps untyped."""
+    return int(getattr(trainer, "log_every_n_steps"))  # noqa: B009 - mypy does not know the attribute
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
+from unidd_pl.console import log_interval
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.features import FeatureTap
 from unidd_pl.pretraining import Teacher
@@ -172,7 +173,7 @@ class DistillationModule(L.LightningModule):
     def running_mode(self) -> RunningMode:
         """Mode of the running moments, with ``auto`` resolved."""
         if self.running in ("merge", "mean"):
-            return cast("RunningMode", self.running)
+            return self.running
         return "mean" if self.chunk_size >= self.spec.num_classes else "merge"
 
     @property
@@ -229,12 +230,12 @@ class DistillationModule(L.LightningModule):
         cross_entropy = F.cross_entropy(logits.float(), labels)
         try:
             distances = self.matching_distances(features, label_weights(self.signal, labels, logits))
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(self._not_filterable(error)) from error
         loss = cross_entropy + self.eta * distances.sum()
         if not torch.isfinite(loss):
             raise ValueError(self._non_finite(cross_entropy, distances))
-        if self.step % self.trainer.log_every_n_steps == 0:
+        if self.step % log_interval(self.trainer) == 0:
             self._log(loss, cross_entropy, distances)
         return loss
 

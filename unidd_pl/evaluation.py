@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
 from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop
-from unidd_pl.console import quiet_lightning
+from unidd_pl.console import log_interval, quiet_lightning
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.networks import build_network
 from unidd_pl.pretraining import Teacher, accuracy_of
@@ -144,7 +144,7 @@ class EvalModule(L.LightningModule):
             targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
         logits = self.student(images).float()
         loss = F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % log_interval(self.trainer) == 0:
             self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -199,7 +199,7 @@ def train_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "student", "weights"))
         student = build_network(network, teacher.spec)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, same numbers
+    student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
     trainer = L.Trainer(
         max_epochs=protocol.epochs,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from unidd_pl.comparison import environment
 from unidd_pl.console import quiet_lightning, say
@@ -39,59 +38,56 @@ CHUNK_FOLDER = "chunks"
 _EXIT_BY_SIGNAL = 128  # a shell's convention: 128 + number of the signal
 
 
-class _Configuration(LightningCLI):
-    """Parses the config and builds data and module; the Trainer waits until the stages are done."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(TeacherRecipe, "teacher")
-        parser.add_class_arguments(StatisticsRecipe, "statistics")
-        parser.add_class_arguments(Tracking, "tracking")
-        parser.add_argument("--output_dir", type=str, default=None, help="default: runs/<name of the config>")
-        parser.add_argument("--cache_dir", type=str, default="runs/cache", help="teachers and statistics")
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace what output_dir holds")
-        parser.add_argument("--pixel_type", type=PixelType, default="uint8", help="pixels of the distilled set")
-        parser.add_argument("--checkpoint_every", type=int, default=500, help="iterations between checkpoints")
-        parser.add_argument("--ckpt_path", type=str, default=None, help="checkpoint to go on from, or 'last'")
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer | None:  # type: ignore[override]
-        return super().instantiate_trainer(**kwargs) if kwargs else None
-
-
 class DistillationRun:
     """One `unidd fit` or `unidd statistics`.
 
     Args:
-        arguments: The command line after the command's name.
-
-    Raises:
-        ValueError: If the config is out of range or does not fit the data.
+        module: The distillation, not prepared yet.
+        data: The real data.
+        teacher: Which teacher.
+        statistics: How to get its real moments.
+        tracking: Where the stages are recorded.
+        trainer: Arguments of Lightning's Trainer. ``logger`` may be None (MLflow), False (no tracking of any
+            stage) or a logger for the distillation.
+        output: Folder of the results.
+        cache: Folder of teachers and statistics.
+        checkpoint: Checkpoint to go on from; ``last`` for the one in ``output``; None to start anew.
+        checkpoint_every: Iterations between two checkpoints.
+        overwrite: Replace what ``output`` holds.
+        pixel_type: Pixels of the distilled set.
+        config: Resolved config as YAML, for the record.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
-        with quiet_lightning():
-            self._cli = _Configuration(
-                DistillationModule,
-                ImageData,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                save_config_callback=None,
-                seed_everything_default=False,
-                trainer_defaults={"enable_checkpointing": False, "enable_model_summary": False},
-                run=False,
-                args=arguments,
-            )
-        self.config = self._cli.config
-        objects = self._cli.config_init
-        self.teacher_recipe: TeacherRecipe = objects.teacher
-        self.statistics_recipe: StatisticsRecipe = objects.statistics
-        self.module: DistillationModule = self._cli.model
-        self.data: ImageData = self._cli.datamodule
-        self.tracking: Tracking = objects.tracking
-        if self.config.trainer.logger is False:
-            self.tracking = Tracking(enabled=False)
-        self.cache = Path(self.config.cache_dir)
-        self.output = Path(self.config.output_dir or self._default_output())
-        self.yaml: str = self._cli.parser.dump(self.config, skip_none=False)
+    def __init__(
+        self,
+        module: DistillationModule,
+        data: ImageData,
+        teacher: TeacherRecipe,
+        statistics: StatisticsRecipe,
+        tracking: Tracking,
+        trainer: dict[str, Any],
+        output: Path,
+        cache: Path,
+        *,
+        checkpoint: str | None = None,
+        checkpoint_every: int = 500,
+        overwrite: bool = False,
+        pixel_type: PixelType = "uint8",
+        config: str = "",
+    ) -> None:
+        self.module = module
+        self.data = data
+        self.teacher_recipe = teacher
+        self.statistics_recipe = statistics
+        self.trainer_arguments = dict(trainer)
+        self.tracking = Tracking(enabled=False) if trainer.get("logger") is False else tracking
+        self.output = output
+        self.cache = cache
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.overwrite = overwrite
+        self.pixel_type: PixelType = pixel_type
+        self.config = config
 
     def statistics(self) -> Statistics:
         """Make sure of the teacher and its statistics."""
@@ -104,11 +100,11 @@ class DistillationRun:
         self._check_before_work(checkpoint)
         teacher = self._teacher()
         statistics = self._statistics(teacher)
-        store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.config.pixel_type)
+        store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
-        (self.output / CONFIG_FILE).write_text(self.yaml)
+        (self.output / CONFIG_FILE).write_text(self.config)
         tags = self._tags(teacher, statistics)
-        with self.tracking.run("distillation", self.output.name, tags, self.yaml) as run:
+        with self.tracking.run("distillation", self.output.name, tags, self.config) as run:
             try:
                 self._distil(run, checkpoint)
             except Interrupted as stop:
@@ -122,19 +118,24 @@ class DistillationRun:
 
     def _distil(self, run: StageRun, checkpoint: Path | None) -> None:
         module = self.module
-        extra = [
+        own_callbacks = self.trainer_arguments.get("callbacks") or []
+        callbacks = [
+            *(own_callbacks if isinstance(own_callbacks, list) else [own_callbacks]),
             RunProgressBar("Distilling", "round"),
-            ResumePoint(self.output / CHECKPOINT_FILE, self.config.checkpoint_every, lambda: str(module.position)),
+            ResumePoint(self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.position)),
         ]
+        self._check_curriculum(callbacks)
+        logger = self.trainer_arguments.get("logger")
+        arguments = {
+            **self.trainer_arguments,
+            "max_epochs": module.ipc,
+            "logger": run.logger if logger in (None, True) else logger,
+            "callbacks": callbacks,
+            "enable_checkpointing": False,  # ResumePoint does it
+            "enable_model_summary": False,
+        }
         with quiet_lightning():
-            trainer = self._cli.instantiate_trainer(
-                max_epochs=module.ipc,
-                logger=run.logger if self.config.trainer.logger in (None, True) else self._own_logger(),
-                callbacks=[*(self._cli.config_init.trainer.callbacks or []), *extra],
-            )
-            assert trainer is not None  # noqa: S101 - for the type checker: with arguments it is built
-            self._check_curriculum(trainer)
-            trainer.fit(module, ckpt_path=checkpoint)
+            L.Trainer(**arguments).fit(module, ckpt_path=checkpoint)
 
     def _write(self, distilled: DistilledSet, run: StageRun) -> None:
         path = self.output / DISTILLED_FILE
@@ -148,14 +149,18 @@ class DistillationRun:
 
     # ---- stages ----
 
+    @property
+    def _accelerator(self) -> str:
+        return str(self.trainer_arguments.get("accelerator", "auto"))
+
     def _teacher(self) -> Teacher:
         return teacher_stage(
             self.teacher_recipe,
             self.data,
             self.cache,
             self.tracking,
-            accelerator=self.config.trainer.accelerator,
-            config=self.yaml,
+            accelerator=self._accelerator,
+            config=self.config,
         )
 
     def _statistics(self, teacher: Teacher) -> Statistics:
@@ -168,20 +173,21 @@ class DistillationRun:
             self.module.signal,
             self.cache,
             self.tracking,
-            accelerator=self.config.trainer.accelerator,
-            config=self.yaml,
+            accelerator=self._accelerator,
+            config=self.config,
         )
 
     # ---- checks ----
 
     def _check_before_work(self, checkpoint: Path | None) -> None:
-        if self.config.trainer.max_epochs not in (None, self.module.ipc):
+        max_epochs = self.trainer_arguments.get("max_epochs")
+        if max_epochs not in (None, self.module.ipc):
             raise ValueError(
-                f"got trainer.max_epochs {self.config.trainer.max_epochs} and ipc {self.module.ipc}: a round makes "
+                f"got trainer.max_epochs {max_epochs} and ipc {self.module.ipc}: a round makes "
                 "one image of each class, so leave max_epochs out and set --model.init_args.ipc"
             )
         holds = [name for name in (DISTILLED_FILE, CHECKPOINT_FILE) if (self.output / name).exists()]
-        if holds and checkpoint is None and not self.config.overwrite:
+        if holds and checkpoint is None and not self.overwrite:
             raise ValueError(
                 f"{self.output} already holds {' and '.join(holds)}: go on with --ckpt_path last, start anew with "
                 "--overwrite true, or choose another --output_dir"
@@ -191,16 +197,15 @@ class DistillationRun:
             check_enough_images(self.data.train, self.data.spec, self.module.ipc)
 
     def _checkpoint(self) -> Path | None:
-        given = self.config.ckpt_path
-        if given is None:
+        if self.checkpoint is None:
             return None
-        path = self.output / CHECKPOINT_FILE if given == "last" else Path(given)
+        path = self.output / CHECKPOINT_FILE if self.checkpoint == "last" else Path(self.checkpoint)
         if not path.is_file():
             raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
         return path
 
-    def _check_curriculum(self, trainer: L.Trainer) -> None:
-        scheduled = any(isinstance(callback, CurriculumCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    def _check_curriculum(self, callbacks: list[L.Callback]) -> None:
+        scheduled = any(isinstance(callback, CurriculumCallback) for callback in callbacks)
         if self.module.method.scheduled and not scheduled:
             raise ValueError(
                 f"method {self.module.method.name} needs a curriculum on β: add a CurriculumCallback to "
@@ -208,13 +213,6 @@ class DistillationRun:
             )
 
     # ---- records ----
-
-    def _default_output(self) -> str:
-        configs = self.config.get("config") or []
-        return f"runs/{Path(str(configs[0])).stem if configs else 'distillation'}"
-
-    def _own_logger(self) -> Any:
-        return self._cli.config_init.trainer.logger
 
     def _tags(self, teacher: Teacher, statistics: Statistics) -> dict[str, str]:
         return {
@@ -235,7 +233,7 @@ class DistillationRun:
             "teacher_network": teacher.name,
             "teacher_accuracy": teacher.accuracy,
             "environment": environment(),
-            "config": self.yaml,
+            "config": self.config,
         }
 
     def _say_how_to_resume(self, stop: Interrupted) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from unidd_pl.augmentation import random_flip, random_pad_crop
-from unidd_pl.console import quiet_lightning
+from unidd_pl.console import log_interval, quiet_lightning
 from unidd_pl.data.images import Batch, LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.files import atomic_write
@@ -33,6 +33,7 @@ from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.specs import DatasetSpec
 
 TEACHER_FORMAT = "unidd-teacher-1"
+_SAME_NORMALISATION = 1e-4  # pixels in [0, 1]; means are often given with four digits
 _TEST_BATCH = 500
 _CHECKED_CLASSES = 100  # at most; enough to see that an order differs
 _CHECKED_IMAGES = 20  # training images of each
@@ -182,7 +183,7 @@ class TeacherModule(L.LightningModule):
         if self.recipe.flip:
             images = random_flip(images, generator)
         loss = F.cross_entropy(self.network(images), labels)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if batch_idx % log_interval(self.trainer) == 0:
             self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -263,7 +264,7 @@ def train_teacher(
         torch.manual_seed(seed_for(recipe.seed, "teacher", "weights"))
         network = build_network(recipe.network, spec)
     # The same numbers in another order in memory: 1.3 times faster for 3×3 convolutions on a CPU.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     module = TeacherModule(network, recipe, spec, data.train, data.workers_for(data.train))
     trainer = L.Trainer(
         max_epochs=recipe.epochs,
@@ -401,10 +402,10 @@ def _check_same_data(path: Path, about: dict[str, Any], network: str, spec: Data
                 f"teacher {path} was trained for another data set; {what}: got {_short(got)}, expected "
                 f"{_short(expected)}: use the data it was trained on, or another teacher"
             )
-    for what, got, expected in (("mean", trained.mean, spec.mean), ("std", trained.std, spec.std)):
-        if max(abs(g - e) for g, e in zip(got, expected, strict=True)) > 1e-4:
+    for what, theirs, ours in (("mean", trained.mean, spec.mean), ("std", trained.std, spec.std)):
+        if max(abs(their - our) for their, our in zip(theirs, ours, strict=True)) > _SAME_NORMALISATION:
             raise ValueError(
-                f"teacher {path} was trained with the {what} {got}, the data has {expected}: set "
+                f"teacher {path} was trained with the {what} {theirs}, the data has {ours}: set "
                 f"--data.init_args.mean and --data.init_args.std to the teacher's"
             )
 
@@ -425,7 +426,7 @@ def _check_class_order(path: Path, network: nn.Module, spec: DatasetSpec, images
         if winner != label and votes[winner] > _MIXED_UP_SHARE * len(positions):
             raise ValueError(
                 f"teacher {path} takes {int(votes[winner])} of {len(positions)} training images of the class "
-                f"{spec.classes[label]!r} (label {label}) for {spec.classes[winner]!r} (label {winner}): its classes are "
-                "in another order than the data's, or its normalisation differs; use the order and the mean and std "
-                "that it was trained with (--teacher.check false to go on regardless)"
+                f"{spec.classes[label]!r} (label {label}) for {spec.classes[winner]!r} (label {winner}): its classes "
+                "are in another order than the data's, or its normalisation differs; use the order and the mean "
+                "and std that it was trained with (--teacher.check false to go on regardless)"
             )

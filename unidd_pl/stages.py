@@ -44,10 +44,10 @@ def teacher_stage(
         teacher = obtain_teacher(recipe, data, folder)
         say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
         return teacher
-    say(f"Teacher: none yet for {recipe.network} on {data.name}; training one for {recipe.epochs} epochs")
+    say(f"Teacher: none yet for {recipe.network} on {data.dataset_name}; training one for {recipe.epochs} epochs")
     started = time.monotonic()
-    tags = {"dataset": data.name, "network": recipe.network}
-    with tracking.run("teacher", f"{recipe.network} on {data.name}", tags, config) as run:
+    tags = {"dataset": data.dataset_name, "network": recipe.network}
+    with tracking.run("teacher", f"{recipe.network} on {data.dataset_name}", tags, config) as run:
         teacher = obtain_teacher(recipe, data, folder, accelerator=accelerator, logger=run.logger)
         if teacher.accuracy is not None:
             run.metrics({"accuracy": teacher.accuracy})
@@ -81,8 +81,8 @@ def statistics_stage(
     about = f"{len(layers)} layers, signal {signal}, {len(data.train)} images"
     say(f"Statistics: {about}, {'gathered and kept in' if gathered else 'from'} {path}")
     if gathered:
-        tags = {"dataset": data.name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
-        with tracking.run("statistics", f"{teacher.name} on {data.name}", tags, config) as run:
+        tags = {"dataset": data.dataset_name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
+        with tracking.run("statistics", f"{teacher.name} on {data.dataset_name}", tags, config) as run:
             run.artifact(path)
     return statistics
 

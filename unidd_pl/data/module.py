@@ -47,7 +47,7 @@ class ImageData(L.LightningDataModule):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(f"{name}: got only one of mean and std, expected both or neither")
-        self.name = name
+        self.dataset_name = name
         self.in_memory_gib = in_memory_gib
         self.workers = workers
         self._mean = mean
@@ -88,7 +88,7 @@ class ImageData(L.LightningDataModule):
         if mean is None or std is None:
             mean, std = _channel_statistics(self.train)
         return DatasetSpec(
-            name=self.name,
+            name=self.dataset_name,
             classes=self.read_classes(),
             channels=shape[1],
             image_size=shape[2],

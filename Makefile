@@ -1,0 +1,42 @@
+# The commands of this project; `make help` lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := runs/cfm_digits
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(INSTALLED)  ## install everything into .venv
+
+$(INSTALLED): pyproject.toml constraints.txt docker/install.sh
+	@echo "Installing into $(VENV) (about 6 GB, some minutes) …"
+	docker/install.sh $(VENV) dev
+	@touch $@
+
+demo: $(INSTALLED)  ## distil the embedded digits with CFM and evaluate them (about 2 minutes, no download)
+	$(BIN)/unidd fit --config configs/cfm_digits.yaml --overwrite true
+	$(BIN)/unidd evaluate --config configs/eval_digits.yaml --distilled $(DEMO)/distilled.safetensors
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/pytest
+
+test-all: $(INSTALLED)  ## run the slow tests too
+	$(BIN)/pytest -m "not gpu and not ffcv"
+
+check: $(INSTALLED)  ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and the caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

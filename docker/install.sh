@@ -1,0 +1,30 @@
+#!/bin/sh
+# Install the project and its tools into a virtual environment. Used by `make setup` and by the Dockerfile.
+#
+#   docker/install.sh VENV [EXTRAS]      e.g.  docker/install.sh .venv dev
+#
+# Environment: PYTHON, the interpreter to build on (default python3).
+set -eu
+
+venv=${1:?"usage: docker/install.sh VENV [EXTRAS]"}
+extras=${2:-}
+python=${PYTHON:-python3}
+cd "$(dirname "$0")/.."
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "install.sh: $python is $("$python" --version 2>&1), expected Python 3.11 or newer: set PYTHON" >&2
+    exit 1
+fi
+
+# Debian ships venv and pip apart from Python.
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -y -qq python3-venv
+    else
+        echo "install.sh: Python has no venv module; run: sudo apt-get install python3-venv" >&2
+        exit 1
+    fi
+fi
+
+"$python" -m venv "$venv"
+"$venv/bin/pip" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"

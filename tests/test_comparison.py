@@ -1,0 +1,121 @@
+"""The table of a comparison, its JSON and the order of its work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unidd_pl.comparison import Comparison, Row, environment, mean_and_std, seeds_then_rows
+from unidd_pl.evaluation import StudentScore
+from unidd_pl.protocols import Protocol
+
+
+def score(seed: int, *accuracies: float) -> StudentScore:
+    """Return a score at epochs 1, 2, …, the last two of them the tail."""
+    count = len(accuracies)
+    return StudentScore(seed, dict(enumerate(accuracies, start=1)), (count - 1, count))
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    rows = [
+        Row("distilled", "convnet-w8-d2", [score(0, 0.9, 0.60, 0.64), score(1, 0.1, 0.68, 0.70)]),
+        Row("real", "convnet-w8-d2", [score(0, 0.2, 0.50, 0.60)]),
+        Row("not begun", "resnet18"),
+    ]
+    return Comparison(Protocol(epochs=3), "toy", 10, {"name": "convnet", "accuracy": 0.8}, "abc123", rows)
+
+
+def test_a_score_has_last_epoch_tail_and_labelled_best() -> None:
+    one = score(0, 0.9, 0.60, 0.64)
+    assert one.last_epoch == 0.64
+    assert one.tail_mean == pytest.approx(0.62)
+    assert one.best_epoch == 0.9
+
+
+def test_the_last_epoch_does_not_depend_on_the_order_of_the_scores() -> None:
+    assert StudentScore(0, {20: 0.7, 10: 0.5}, (20,)).last_epoch == 0.7
+
+
+def test_mean_and_sample_deviation() -> None:
+    assert mean_and_std([0.5]) == (0.5, None)
+    mean, std = mean_and_std([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert std == pytest.approx((((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2) ** 0.5)  # n − 1 = 2
+
+
+def test_the_table(comparison: Comparison) -> None:
+    # tail means 62 and 69: 65.5 ± 7/√2; last epochs 64 and 70: 67 ± 6/√2; one student has no deviation.
+    assert [line.rstrip() for line in comparison.table().splitlines()] == [
+        "toy, 10 images per class, protocol unidd-release, 3 epochs: top-1 on the test images, %",
+        "",
+        "training set  student        n  tail mean   last epoch",
+        "────────────  ─────────────  ─  ──────────  ──────────",
+        "distilled     convnet-w8-d2  2  65.5 ± 4.9  67.0 ± 4.2",
+        "real          convnet-w8-d2  1  55.0        60.0",
+    ]
+
+
+def test_a_table_before_the_first_student_has_a_head_only(comparison: Comparison) -> None:
+    comparison.rows = [Row("distilled", "convnet")]
+    assert len(comparison.table().splitlines()) == 4
+    assert comparison.to_dict()["rows"] == []
+
+
+def test_the_dictionary_is_plain_json(comparison: Comparison) -> None:
+    read = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert read["dataset"] == "toy"
+    assert read["ipc"] == 10
+    assert read["distilled_set"] == "abc123"
+    assert read["teacher"] == {"name": "convnet", "accuracy": 0.8}
+    assert read["protocol"]["name"] == "unidd-release"
+    assert read["protocol"]["epochs"] == 3
+    assert read["protocol"]["temperature"] == 20.0
+    assert read["environment"] == environment()
+    assert all(read["environment"].values())
+    distilled, real = read["rows"]  # the row that has not begun is left out
+    assert (distilled["training_set"], distilled["network"], distilled["n"]) == ("distilled", "convnet-w8-d2", 2)
+    assert distilled["tail_mean"] == {"mean": pytest.approx(0.655), "std": pytest.approx(0.07 / 2**0.5)}
+    assert real["last_epoch"] == {"mean": 0.6, "std": None}
+    assert [student["seed"] for student in distilled["students"]] == [0, 1]
+    assert distilled["students"][0]["best_epoch_chosen_on_test"] == 0.9
+    assert distilled["students"][0]["accuracy_by_epoch"] == {"1": 0.9, "2": 0.6, "3": 0.64}
+
+
+def test_save_writes_the_dictionary(comparison: Comparison, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "comparison.json"
+    comparison.save(path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(comparison.to_dict()))
+    comparison.rows = comparison.rows[:1]
+    comparison.save(path)  # a later state replaces the earlier one
+    assert len(json.loads(path.read_text())["rows"]) == 1
+    assert [file.name for file in path.parent.iterdir()] == ["comparison.json"]
+
+
+def test_save_names_the_folder_that_it_cannot_write_to(comparison: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"could not write comparison\.json in folder .*file"):
+        comparison.save(tmp_path / "file" / "comparison.json")
+
+
+def test_metrics_by_row(comparison: Comparison) -> None:
+    comparison.rows = comparison.rows[:2]
+    metrics = comparison.metrics()
+    assert metrics["tail_mean/convnet-w8-d2/distilled"] == pytest.approx(0.655)
+    assert metrics["last_epoch/convnet-w8-d2/distilled/std"] == pytest.approx(0.06 / 2**0.5)
+    assert metrics["last_epoch/convnet-w8-d2/real"] == pytest.approx(0.6)
+    assert "last_epoch/convnet-w8-d2/real/std" not in metrics
+    assert len(metrics) == 6
+
+
+def test_metrics_leave_out_a_row_without_students(comparison: Comparison) -> None:
+    assert not any("not begun" in key for key in comparison.metrics())
+
+
+def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:
+    rows = [Row("a", "x"), Row("b", "x")]
+    assert [(row.name, seed) for row, seed in seeds_then_rows(rows, 3)] == [
+        ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)
+    ]  # fmt: skip
