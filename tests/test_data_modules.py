@@ -97,6 +97,16 @@ class TestImageFolder:
         (copy / "train" / "red" / "notes.txt").write_text("reddish")
         assert len(ImageFolderData(str(copy)).train) == 30
 
+    def test_class_folders_may_be_links(self, image_folder: Path, folder_data: ImageFolderData, tmp_path: Path) -> None:
+        """So is a subset of a large data set made without copying it."""
+        for split in ("train", "test"):
+            (tmp_path / split).mkdir()
+            for folder in (image_folder / split).iterdir():
+                (tmp_path / split / folder.name).symlink_to(folder)
+        data = ImageFolderData(str(tmp_path))
+        assert data.fingerprint == folder_data.fingerprint
+        assert len(data.test) == 12
+
     def test_val_stands_for_test(self, copy: Path) -> None:
         (copy / "test").rename(copy / "val")
         data = ImageFolderData(str(copy))
@@ -269,15 +279,16 @@ class TestTorchvision:
             raise URLError("no route to host")
 
         monkeypatch.setattr(datasets, "CIFAR100", away)
-        with pytest.raises(ValueError, match="cannot get CIFAR100 at .*no route to host.*a network to download"):
+        with pytest.raises(ValueError, match=r"cannot get CIFAR100 at .*no route to host.*a network to download"):
             _ = TorchvisionData("CIFAR100", str(tmp_path)).spec
 
 
-class TestDigits:
-    @pytest.fixture(scope="class")
-    def digits(self) -> DigitsData:
-        return DigitsData()
+@pytest.fixture(scope="module")
+def digits() -> DigitsData:
+    return DigitsData()
 
+
+class TestDigits:
     def test_sizes(self, digits: DigitsData) -> None:
         assert digits.spec.image_shape == (1, 8, 8)
         assert digits.spec.classes == tuple("0123456789")

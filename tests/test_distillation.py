@@ -30,7 +30,7 @@ from unidd_pl.features import conv_layers
 from unidd_pl.networks import ConvNet
 from unidd_pl.pretraining import Teacher, freeze
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.spectral import CFM, HFM, LFM, CosineCurriculum, Moments, Signal
+from unidd_pl.spectral import CFM, LFM, CosineCurriculum, Moments, Signal
 from unidd_pl.statistics import Statistics, gather_statistics
 from unidd_pl.synthetic import ChunkStore, Position, real_start
 
@@ -55,8 +55,8 @@ class Trace(L.Callback):
     betas: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     adam_steps: list[int] = field(default_factory=list)
-    first_moment_ratio: list[Tensor] = field(default_factory=list)
-    """Adam's first moment and the gradient of the step."""
+    first_moments: list[Tensor] = field(default_factory=list)
+    """Adam's first moment after the step."""
     gradients: list[Tensor] = field(default_factory=list)
 
     def __hash__(self) -> int:
@@ -83,7 +83,7 @@ class Trace(L.Callback):
         self.rates.append(optimizer.param_groups[0]["lr"])
         state = optimizer.state[self._module.images]
         self.adam_steps.append(int(state["step"]))
-        self.first_moment_ratio.append(state["exp_avg"].clone())
+        self.first_moments.append(state["exp_avg"].clone())
 
     def on_fit_end(self, *_: Any) -> None:
         self._hook.remove()
@@ -226,20 +226,21 @@ def matching(
     return total
 
 
-@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize(
-    ("signal", "chunk_size", "running", "mode"),
+    ("signal", "chunk_size", "running", "mode", "relative"),
     [
-        ("mean", 2, "auto", "merge"),
-        ("mean", 3, "auto", "mean"),
-        ("mean", 2, "mean", "mean"),
-        ("class", 2, "auto", "merge"),
-        ("class", 2, "mean", "mean"),
-        ("class", 2, "off", "off"),
-        ("class", 3, "auto", "mean"),
-        ("soft", 2, "auto", "merge"),
-        ("soft", 2, "mean", "mean"),
-        ("soft", 3, "off", "off"),
+        ("mean", 2, "auto", "merge", False),
+        ("mean", 3, "auto", "mean", False),
+        ("mean", 2, "mean", "mean", False),
+        ("mean", 2, "off", "off", False),
+        ("class", 2, "auto", "merge", False),
+        ("class", 2, "mean", "mean", True),
+        ("class", 2, "off", "off", True),
+        ("class", 3, "auto", "mean", False),
+        ("soft", 2, "auto", "merge", True),
+        ("soft", 2, "mean", "mean", False),
+        ("soft", 2, "off", "off", False),
+        ("soft", 3, "off", "off", False),
     ],
 )
 def test_every_loss_of_a_run_is_the_written_out_one(
@@ -277,6 +278,8 @@ def test_every_loss_of_a_run_is_the_written_out_one(
         else:  # the finished chunks as their last forward pass left them, and this one
             batches = [*last_of_chunk, now]
             columns = slice(0, labels[-1] + 1) if position.round_index == 0 else slice(None)
+        if signal == "mean":
+            columns = slice(None)  # one column, and no classes to choose from
         beta = 0.2 if position.round_index == 0 else 0.1  # ½(1 + cos(π/2))
         distance = matching(everything, batches, beta, signal, mode, columns, relative)
         expected = now.cross_entropy + 0.3 * distance
@@ -288,6 +291,13 @@ def test_every_loss_of_a_run_is_the_written_out_one(
             last_of_chunk.append(now)
     assert len(last_of_chunk) == (4 if chunk_size == 2 else 2)
     assert module.step == len(trace.losses) == 2 * len(last_of_chunk)
+
+
+def test_relative_terms_are_of_order_one(real: RealSide, tmp_path: Path) -> None:
+    # The mean of the normalised pixels, Φ of the first layer, is zero but for rounding: no norm to divide by.
+    _, trace = run(real, tmp_path, relative=True, ipc=1)
+    largest = max(max(figures.values()) for figures in trace.figures)
+    assert largest < 1e3
 
 
 def test_distances_are_logged_by_layer_and_term(finished: tuple[DistillationModule, Trace, Path]) -> None:
@@ -326,8 +336,7 @@ def test_the_gradient_is_that_of_the_written_out_loss(real: RealSide, tmp_path: 
         real.images.labels.tolist(),
         "mean",
     )
-    if not torch.equal(trace.inputs[0], start):
-        pytest.skip("the crop did not take the whole image")
+    assert torch.equal(trace.inputs[0], start)
 
     def loss(images: Tensor) -> float:
         now = look(real.teacher.network, images, [0, 1, 2], "mean")
@@ -362,14 +371,10 @@ def test_images_start_real_move_and_stay_valid_pixels(
             if position.iteration == 0
             else trace.images[step - 1]
         )
-        change = (images - before).abs()
-        assert change.max() > 0
-        # Adam's first step moves a pixel by the learning rate where it has a gradient at all, unless it is cut off.
-        if position.iteration == 0:
-            assert change.max() <= 0.1 * (1 + 1e-4)
-            assert change.max() >= 0.1 * (1 - 1e-2)
-        else:
-            assert not torch.equal(images, before)
+        change = float((images - before).abs().max())
+        assert change > 0
+        if position.iteration == 0:  # Adam's first step moves a pixel with a gradient by the learning rate
+            assert change == pytest.approx(0.1, rel=1e-2)
 
 
 def test_a_large_rate_is_cut_off_at_black_and_white(
@@ -403,7 +408,7 @@ def test_the_rate_follows_a_cosine_over_each_chunk(finished: tuple[DistillationM
 def test_adam_is_fresh_at_each_chunk(finished: tuple[DistillationModule, Trace, Path]) -> None:
     _, trace, _ = finished
     assert trace.adam_steps == [1, 2, 3] * 4
-    for position, moment, gradient in zip(trace.positions, trace.first_moment_ratio, trace.gradients, strict=True):
+    for position, moment, gradient in zip(trace.positions, trace.first_moments, trace.gradients, strict=True):
         if position.iteration == 0:
             torch.testing.assert_close(moment, 0.5 * gradient)  # (1 − β₁) of this gradient and nothing else
 
@@ -579,8 +584,19 @@ def test_iterations_resume_without_a_state() -> None:
 
 # ---- golden trace ----
 
-GOLDEN = {0: 0.0, 1: 0.0, 4: 0.0, 5: 0.0, 9: 0.0, 14: 0.0, 19: 0.0}
-"""Value of loss/total at some of 20 steps. A change here is a change of the method: explain it in the commit."""
+GOLDEN = {  # step: loss/total, loss/matching
+    0: (1.4136608, 1.2679408),
+    1: (1.4559569, 1.6086256),
+    4: (1.4334482, 1.3856659),
+    5: (0.8816011, 1.1204214),
+    9: (0.8867147, 0.9811373),
+    10: (1.5265032, 2.1490941),
+    14: (1.5369137, 2.2122562),
+    15: (0.9969790, 1.9751436),
+    19: (0.9939945, 1.7008828),
+}
+"""Losses of 20 steps, alike in float32 and float64 to 2e-7. A change of these is a change of the method: explain it
+in the commit."""
 
 
 def golden_real_side() -> RealSide:
@@ -613,6 +629,7 @@ def golden_real_side() -> RealSide:
 
 def test_golden_trace(tmp_path: Path) -> None:
     _, trace = run(golden_real_side(), tmp_path, iterations=5, signal="class", beta=0.2, eta=0.1, lr=0.05)
-    got = {step: trace.figures[step]["loss/total"] for step in GOLDEN}
     assert len(trace.losses) == 20
-    assert got == pytest.approx(GOLDEN, rel=1e-4)
+    for step, expected in GOLDEN.items():
+        got = tuple(trace.figures[step][name] for name in ("loss/total", "loss/matching"))
+        assert got == pytest.approx(expected, rel=1e-4), step

@@ -62,7 +62,7 @@ class TestLoader:
         first = batches_of(images, 4, seed=1)
         assert first == batches_of(images, 4, seed=1)
         assert first != batches_of(images, 4, seed=2)
-        assert sorted(sum(first, [])) == list(range(10))
+        assert sorted(position for batch in first for position in batch) == list(range(10))
 
     def test_each_epoch_has_another_order(self) -> None:
         loader = numbered_images().loader(10, generator=torch.Generator().manual_seed(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ def test_the_rate_starts_whole_and_ends_at_half() -> None:
     assert protocol.lr_factor(300) == pytest.approx(0.5)
     assert protocol.lr_factor(150) == pytest.approx((1 + math.sqrt(0.5)) / 2)  # ½(1 + cos(π/4))
     factors = [protocol.lr_factor(epoch) for epoch in range(301)]
-    assert all(later < earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors))
 
 
 def test_a_whole_half_wave_ends_at_zero() -> None:

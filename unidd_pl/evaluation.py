@@ -201,16 +201,16 @@ def train_student(
         student = build_network(network, teacher.spec)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
-    trainer = L.Trainer(
-        max_epochs=protocol.epochs,
-        accelerator=accelerator,
-        devices=1,
-        logger=logger,
-        callbacks=[RunProgressBar(label)],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
     with quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=protocol.epochs,
+            accelerator=accelerator,
+            devices=1,
+            logger=logger,
+            callbacks=[RunProgressBar(label)],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module)
     return StudentScore(seed, module.accuracies, protocol.tail_epochs())
 

@@ -59,10 +59,12 @@ class FeatureTap:
             )
         self.layers = tuple(layers)
         self._modules = [modules[name] for name in layers]
+        self._network = network
         self._recorded: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> FeatureTap:
+        self._handles.append(self._network.register_forward_pre_hook(lambda *_: self._recorded.clear()))
         for name, module in zip(self.layers, self._modules, strict=True):
             self._handles.append(module.register_forward_pre_hook(self._recorder(name)))
         return self

@@ -237,4 +237,4 @@ class DistillationRun:
         }
 
     def _say_how_to_resume(self, stop: Interrupted) -> None:
-        say(f"\n{str(stop).capitalize()}. Go on with the same command and --ckpt_path {stop.checkpoint}")
+        say(f"\n{stop}. Go on with the same command and --ckpt_path {stop.checkpoint}")

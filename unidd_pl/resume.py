@@ -26,7 +26,7 @@ class Interrupted(Exception):
     """
 
     def __init__(self, number: int, checkpoint: Path, place: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} in {place}")
+        super().__init__(f"Stopped by {signal.Signals(number).name} in {place}")
         self.number = number
         self.checkpoint = checkpoint
 

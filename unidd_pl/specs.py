@@ -47,8 +47,11 @@ class DatasetSpec:
                 f"{self.name}: got {len(self.mean)} means and {len(self.std)} standard deviations, "
                 f"expected {self.channels} of each (one a channel)"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"{self.name}: got a standard deviation of {min(self.std)}, expected > 0")
+        if not all(0 <= mean <= 1 for mean in self.mean) or not all(0 < std <= 1 for std in self.std):
+            raise ValueError(
+                f"{self.name}: got mean {self.mean} and std {self.std}, expected means in [0, 1] and standard "
+                "deviations in (0, 1], of pixels in [0, 1]"
+            )
 
     @property
     def num_classes(self) -> int:

@@ -92,14 +92,14 @@ def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal:
     return {
         "teacher": teacher.fingerprint,
         "data": data.fingerprint,
-        "spec": data.spec.to_dict(),
+        "spec": {**data.spec.to_dict(), "name": ""},  # a renamed folder holds the same data
         "layers": list(layers),
         "signal": signal,
         "transform": "none",
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors no later loss could use
 def gather_statistics(
     teacher: Teacher,
     data: ImageData,
@@ -212,8 +212,8 @@ def _check_made_from(path: Path, got: dict[str, Any], wanted: dict[str, Any]) ->
     got_spec, wanted_spec = (DatasetSpec.from_dict(one["spec"]) for one in (got, wanted))
     if got["data"] != wanted["data"] or got_spec != wanted_spec:
         raise ValueError(
-            f"statistics {path} were gathered on other data ({got_spec.name}, {got_spec.num_classes} classes, "
-            f"normalised with mean {got_spec.mean}) than is given ({wanted_spec.name}, {wanted_spec.num_classes} "
+            f"statistics {path} were gathered on other data ({got_spec.num_classes} classes, "
+            f"normalised with mean {got_spec.mean}) than is given ({wanted_spec.num_classes} "
             f"classes, mean {wanted_spec.mean}); leave --statistics.file out to gather them anew"
         )
 

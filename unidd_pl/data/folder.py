@@ -50,6 +50,11 @@ class ImageFolderData(ImageData):
         workers: int = 2,
     ) -> None:
         super().__init__(name or Path(root).resolve().name, mean, std, in_memory_gib, workers)
+        for what, value in (("image_size", image_size), ("resize", resize)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.init_args.{what}: got {value}, expected at least 1 pixel")
+        if resize is not None and resize < (image_size or 0):
+            raise ValueError(f"data.init_args.resize: got {resize}, expected at least image_size, {image_size}")
         self.root = Path(root)
         self.image_size = image_size
         self.resize = resize
@@ -82,12 +87,7 @@ class ImageFolderData(ImageData):
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-            if not files:
-                raise ValueError(
-                    f"{folder / name} holds no images: expected files such as .png or .jpg; "
-                    "fill the folder or remove it"
-                )
+            files = _image_files(folder / name)
             paths += files
             labels += [label] * len(files)
         channels, size = self._image_form
@@ -97,7 +97,7 @@ class ImageFolderData(ImageData):
     def _image_form(self) -> tuple[int, int]:
         """Channels and size in pixels of the decoded images."""
         folder = self._split_folder("train")
-        paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES]
+        paths = [path for name in _class_folders(folder) for path in _image_files(folder / name)]
         probed = [_probe(path) for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)]]
         channels = 1 if all(mode in ("L", "1") for mode, _ in probed) else 3
         sizes = Counter(size for _, size in probed)
@@ -122,10 +122,21 @@ class ImageFolderData(ImageData):
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
     if not names:
         raise ValueError(f"{folder} is empty: expected one folder of images for each class")
     return names
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not _hidden(path))
+    if not files:
+        raise ValueError(f"{folder} holds no images: expected files such as .png or .jpg; fill the folder or remove it")
+    return files
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".")  # such as .ipynb_checkpoints and the ._ files that macOS leaves
 
 
 def _probe(path: Path) -> tuple[str, tuple[int, int]]:

@@ -174,13 +174,15 @@ class ImageFiles(LabelledImages):
     def _decode(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                    raise ValueError(f"{file.mode} pixels; expected 8 bits a channel")
                 image = file.convert("L" if self.channels == 1 else "RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise ValueError(
                 f"cannot read the image {path} ({error}): expected a picture that is whole; "
                 "replace the file or remove it"
             ) from error
-        if image.size != (self.image_size, self.image_size):
+        if image.size != (self.image_size, self.image_size) or self.resize != self.image_size:
             image = _resize_and_crop(image, self.resize, self.image_size)
         return np.asarray(image).reshape(self.image_size, self.image_size, self.channels)
 

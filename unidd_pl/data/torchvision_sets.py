@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class TorchvisionData(ImageData):
 
     Args:
         dataset: torchvision's name of the set.
-        root: Folder of the files.
+        root: Folder of the files; None for ``data/<dataset>``.
         download: Fetch the files where they are missing.
         mean: Mean per channel of the pixels in [0, 1]; computed from the training images where None.
         std: Standard deviation per channel, likewise.
@@ -35,7 +35,7 @@ class TorchvisionData(ImageData):
     def __init__(
         self,
         dataset: TorchvisionName,
-        root: str = "data",
+        root: str | None = None,
         download: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -43,12 +43,14 @@ class TorchvisionData(ImageData):
         workers: int = 2,
     ) -> None:
         super().__init__(dataset, mean, std, in_memory_gib, workers)
+        if dataset not in get_args(TorchvisionName):
+            raise ValueError(f"data.init_args.dataset: got {dataset!r}, expected one of {get_args(TorchvisionName)}")
         self.dataset = dataset
-        self.root = root
+        self.root = root or f"data/{dataset.lower()}"
         self.download = download
         self._folders: ImageFolderData | None = None
-        if (Path(root) / "train").is_dir():
-            self._folders = ImageFolderData(root, mean=mean, std=std, name=dataset)
+        if (Path(self.root) / "train").is_dir():
+            self._folders = ImageFolderData(self.root, mean=mean, std=std, name=dataset)
 
     @property
     def has_test(self) -> bool:
