@@ -103,7 +103,7 @@ def _fit(command: str, arguments: list[str]) -> None:
         checkpoint_every=config.checkpoint_every,
         overwrite=config.overwrite,
         pixel_type=config.pixel_type,
-        config=parser.dump(config, skip_none=False),
+        config=parser.dump(config),
     )
     if command == "fit":
         run.fit()

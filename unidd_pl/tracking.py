@@ -18,15 +18,16 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-    from mlflow.tracking import MlflowClient
+# mlflow.tracking.MlflowClient and mlflow.entities.Metric. To name them for type checkers would make jsonargparse
+# import mlflow at every start: it runs TYPE_CHECKING blocks to resolve annotations.
+Client = Any
+Point = Any
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 _SQLITE = "sqlite:///"
@@ -140,7 +141,7 @@ class Tracking:
         run.logger = StageLogger(run, self.experiment)
         return run
 
-    def _connect(self) -> MlflowClient:
+    def _connect(self) -> Client:
         defaults = {**_NO_TELEMETRY, **(_IMPATIENT if self.uri.startswith("http") else {})}
         for key, value in defaults.items():
             os.environ.setdefault(key, value)
@@ -158,7 +159,7 @@ class Tracking:
                 logger.setLevel(max(logger.level, logging.WARNING))
         return MlflowClient(tracking_uri=self.uri)
 
-    def _experiment_id(self, client: MlflowClient) -> str:
+    def _experiment_id(self, client: Client) -> str:
         if found := client.get_experiment_by_name(self.experiment):
             return found.experiment_id
         path = _sqlite_path(self.uri)
@@ -185,11 +186,11 @@ class StageRun:
         logger: What to hand to `Trainer(logger=...)`; False when tracking is disabled.
     """
 
-    def __init__(self, client: MlflowClient | None = None, run_id: str | None = None) -> None:
+    def __init__(self, client: Client | None = None, run_id: str | None = None) -> None:
         self.run_id = run_id
         self.logger: StageLogger | Literal[False] = False
         self._client = client
-        self._waiting: list[Metric] = []
+        self._waiting: list[Point] = []
         self._known_params: set[str] = set()
         self._retry_at = 0.0  # seconds, time.monotonic
         self._warned = False
@@ -257,7 +258,7 @@ class StageRun:
     def _log_batch(self, **entries: Any) -> bool:
         return self._try(" and ".join(entries), lambda client, run_id: client.log_batch(run_id, **entries))
 
-    def _try(self, what: str, call: Callable[[MlflowClient, str], object]) -> bool:
+    def _try(self, what: str, call: Callable[[Client, str], object]) -> bool:
         """Call the client; return False only where the same call may succeed later."""
         if self._client is None or self.run_id is None:
             return True

@@ -1,0 +1,329 @@
+"""The shipped command line, end to end on the embedded digits, and every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from unidd_pl.cli import COMMANDS, main
+from unidd_pl.distilled import DistilledSet
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FIT = ["fit", "--config", str(CONFIGS / "cfm_digits.yaml")]
+SHORT_TEACHER = ["--teacher.epochs", "3"]
+SHORT = [
+    *SHORT_TEACHER, "--tracking.enabled", "false",
+    "--model.init_args.iterations", "3", "--model.init_args.ipc", "2",
+]  # fmt: skip
+EVALUATE = [
+    "evaluate", "--config", str(CONFIGS / "eval_digits.yaml"), *SHORT_TEACHER, "--tracking.enabled", "false",
+    "--protocol.epochs", "3", "--seeds", "2",
+]  # fmt: skip
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished digits run in runs/cfm_digits; not to be changed."""
+    folder = tmp_path_factory.mktemp("workplace")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        main([*FIT, *SHORT])
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that has to end with status 2 and a message; return the message."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 2
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        assert "unidd: error: " in printed.err
+        return printed.err[printed.err.index("unidd: error: ") :]
+
+    return run
+
+
+class TestCommands:
+    def test_help_lists_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["--help"])
+        printed = capsys.readouterr().out
+        assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
+
+    def test_fit_writes_a_self_describing_set(self, in_workplace: Path) -> None:
+        output = Path("runs/cfm_digits")
+        distilled = DistilledSet.load(output / "distilled.safetensors")
+        assert distilled.images.dtype == torch.uint8
+        assert distilled.labels.tolist() == [*range(10), *range(10)]
+        manifest = distilled.manifest
+        assert manifest["method"] == "cfm"
+        assert manifest["band"] == "low-to-high"
+        assert 0 <= manifest["teacher_accuracy"] <= 1
+        assert yaml.safe_load(manifest["config"])["model"]["init_args"]["beta"] == 0.1
+        assert {"teacher", "statistics", "data", "seed", "environment"} <= manifest.keys()
+        with Image.open(output / "distilled.png") as picture:
+            assert min(picture.size) > 64
+
+    def test_stages_are_taken_from_the_cache(self, in_workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["statistics", *FIT[1:], *SHORT])
+        printed = capsys.readouterr().out
+        assert re.search(r"Teacher: convnet-w64-d2 .* from runs/cache/teachers/", printed)
+        assert re.search(r"Statistics: 2 layers, signal mean, 1442 images, from runs/cache/statistics/", printed)
+
+    def test_pretrain_finds_the_teacher_of_fit(self, in_workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["pretrain", "--config", str(CONFIGS / "teacher_digits.yaml"), *SHORT_TEACHER])
+        assert re.search(r"Teacher: .* from runs/cache/teachers/", capsys.readouterr().out)
+
+    def test_evaluate_ends_with_a_table(
+        self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        output = tmp_path / "scores.json"
+        main([*EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(output)])
+        printed = capsys.readouterr().out
+        assert "Teacher: the one that the set was distilled with" in printed
+        for row in ("cfm", "real images"):
+            assert re.search(rf"^{row} +convnet-w64-d2 +2 +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d", printed, re.MULTILINE)
+        scores = json.loads(output.read_text())
+        assert scores["protocol"]["name"] == "unidd-release"
+        assert scores["protocol"]["epochs"] == 3
+        assert [len(row["students"]) for row in scores["rows"]] == [2, 2]
+
+    def test_export_writes_the_same_pixels(self, in_workplace: Path, tmp_path: Path) -> None:
+        main(["export", "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(tmp_path / "png")])
+        assert len(list((tmp_path / "png").glob("*/*.png"))) == 20
+
+    def test_float_pixels_on_request(self, in_workplace: Path, tmp_path: Path) -> None:
+        main([*FIT, *SHORT, "--output_dir", str(tmp_path / "floats"), "--pixel_type", "float32"])
+        floats = DistilledSet.load(tmp_path / "floats/distilled.safetensors")
+        rounded = DistilledSet.load("runs/cfm_digits/distilled.safetensors")
+        assert floats.images.dtype == torch.float32
+        assert torch.equal((floats.images * 255).round().to(torch.uint8), rounded.images)
+
+    def test_every_stage_is_tracked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        main([*FIT, *SHORT, "--tracking.enabled", "true", "--trainer.log_every_n_steps", "1"])
+        tracked = [*EVALUATE, "--tracking.enabled", "true", "--seeds", "1"]
+        main([*tracked, "--distilled", "runs/cfm_digits/distilled.safetensors"])
+        assert "MLflow: mlflow ui --backend-store-uri sqlite:///runs/mlflow.db" in capsys.readouterr().out
+
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient("sqlite:///runs/mlflow.db")
+        experiment = client.get_experiment_by_name("unidd")
+        assert experiment is not None
+        runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+        assert runs.keys() == {"teacher", "statistics", "distillation", "evaluation"}
+        assert all(run.info.status == "FINISHED" for run in runs.values())
+        distillation = runs["distillation"]
+        assert distillation.data.tags["method"] == "cfm"
+        assert distillation.data.tags["band"] == "low-to-high"
+        assert distillation.data.tags["teacher"] == runs["teacher"].data.tags["teacher"]
+        betas = [point.value for point in client.get_metric_history(distillation.info.run_id, "beta")]
+        assert {round(beta, 6) for beta in betas} == {0.1, 0.05}
+        names = distillation.data.metrics.keys()
+        assert {"loss/total", "loss/cross_entropy", "distance/layers.conv.0/resolvent_ffc"} <= names
+        files = {entry.path for entry in client.list_artifacts(distillation.info.run_id)}
+        assert files == {"config.yaml", "distilled.png", "distilled.safetensors"}
+        assert "tail_mean/convnet-w64-d2/cfm" in runs["evaluation"].data.metrics
+
+    def test_without_a_logger_mlflow_is_not_even_loaded(self, workplace: Path, tmp_path: Path) -> None:
+        program = (
+            "import sys; from unidd_pl.cli import main;"
+            f"main({[*FIT, *SHORT, '--tracking.enabled', 'true', '--trainer.logger=false']!r} + "
+            f"['--cache_dir', {str(workplace / 'runs/cache')!r}]);"
+            "assert 'mlflow' not in sys.modules and 'ffcv' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+
+
+class TestConfigs:
+    @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+    def test_every_config_is_accepted(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        command = {"teacher": "pretrain", "eval": "evaluate"}.get(path.stem.split("_")[0], "fit")
+        extra = ["--distilled", "x"] if command == "evaluate" else []
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--config", str(path), *extra, "--print_config"])
+        assert ended.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["class_path"].startswith("unidd_pl.data.")
+
+    @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "folder"])
+    def test_the_stages_of_a_data_set_agree(self, name: str) -> None:
+        configs = [yaml.safe_load((CONFIGS / f"{kind}_{name}.yaml").read_text()) for kind in ("teacher", "cfm", "eval")]
+        assert all(config["teacher"] == configs[0]["teacher"] for config in configs)
+        assert all(config["data"] == configs[0]["data"] for config in configs)
+
+
+class TestBadInput:
+    def test_unknown_command(self, refused: Refused) -> None:
+        assert "unknown command 'distil': expected one of fit, evaluate" in refused("distil")
+
+    def test_unknown_key_in_the_yaml(self, refused: Refused, tmp_path: Path) -> None:
+        config = tmp_path / "typo.yaml"
+        config.write_text((CONFIGS / "cfm_digits.yaml").read_text().replace("ipc: 10", "icp: 10"))
+        assert "Option 'icp' is not accepted" in refused("fit", "--config", str(config))
+
+    def test_unknown_class_in_the_yaml(self, refused: Refused, tmp_path: Path) -> None:
+        config = tmp_path / "typo.yaml"
+        config.write_text((CONFIGS / "cfm_digits.yaml").read_text().replace("spectral.CFM", "spectral.CMF"))
+        assert "CMF" in refused("fit", "--config", str(config))
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("ipc", "0"), ("ipc", "-2"), ("beta", "0"), ("beta", "-0.1"), ("iterations", "0")]
+    )
+    def test_number_out_of_range(self, refused: Refused, option: str, value: str) -> None:
+        assert f"model.init_args.{option}: got {value}" in refused(*FIT, f"--model.init_args.{option}", value)
+
+    def test_missing_config(self, refused: Refused) -> None:
+        assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
+
+    def test_debug_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("UNIDD_DEBUG", "1")
+        with pytest.raises(ValueError, match="unknown command"):
+            main(["distil"])
+
+    def test_unwritable_output_folder(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        message = refused(*FIT, *SHORT, "--output_dir", str(tmp_path / "file/run"))
+        assert "cannot write in the folder" in message
+        assert "give a folder with write permission" in message
+
+    def test_output_is_not_overwritten(self, refused: Refused, in_workplace: Path) -> None:
+        before = Path("runs/cfm_digits/distilled.safetensors").read_bytes()
+        message = refused(*FIT, *SHORT)
+        assert "already holds distilled.safetensors" in message
+        assert "--overwrite true" in message
+        assert Path("runs/cfm_digits/distilled.safetensors").read_bytes() == before
+
+    def test_class_with_fewer_images_than_ipc(self, refused: Refused, tmp_path: Path) -> None:
+        message = refused(*FIT, "--model.init_args.ipc", "500", "--output_dir", str(tmp_path))
+        assert "class '8' has 140 training images, expected at least 500" in message
+
+    def test_max_epochs_against_ipc(self, refused: Refused, tmp_path: Path) -> None:
+        message = refused(*FIT, "--trainer.max_epochs", "3", "--output_dir", str(tmp_path))
+        assert "got trainer.max_epochs 3 and ipc 10" in message
+
+    def test_method_without_its_curriculum(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        message = refused(*FIT, *SHORT, "--trainer.callbacks", "null", "--output_dir", str(tmp_path / "x"))
+        assert "method cfm needs a curriculum on β" in message
+
+    def test_no_checkpoint(self, refused: Refused, in_workplace: Path) -> None:
+        message = refused(*FIT, *SHORT, "--ckpt_path", "elsewhere.ckpt")
+        assert "no checkpoint at elsewhere.ckpt" in message
+
+    def test_checkpoint_of_another_run(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        short = [*SHORT, "--checkpoint_every", "1", "--output_dir", str(tmp_path / "run")]
+        main([*FIT, *short])
+        message = refused(*FIT, *short, "--ckpt_path", "last", "--model.init_args.beta", "0.2")
+        assert "the checkpoint was made with another beta: got 0.1, expected 0.2" in message
+
+    def test_set_that_is_not_one(self, refused: Refused, tmp_path: Path) -> None:
+        save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+        assert "other.safetensors" in refused(*EVALUATE, "--distilled", str(tmp_path / "other.safetensors"))
+        assert "missing.safetensors" in refused(*EVALUATE, "--distilled", str(tmp_path / "missing.safetensors"))
+
+    def test_set_of_another_data_set(self, refused: Refused, in_workplace: Path, image_folder: Path) -> None:
+        message = refused(
+            "evaluate", "--config", str(CONFIGS / "eval_folder.yaml"), "--data.init_args.root", str(image_folder),
+            "--distilled", "runs/cfm_digits/distilled.safetensors",
+        )  # fmt: skip
+        assert "the distilled set does not fit the data" in message
+
+    def test_statistics_of_another_teacher(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        statistics = next(Path("runs/cache/statistics").glob("*.safetensors"))
+        message = refused(
+            *FIT, *SHORT, "--teacher.epochs", "1", "--statistics.file", str(statistics),
+            "--output_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"),
+        )  # fmt: skip
+        assert "were made with another teacher" in message
+
+    def test_teacher_of_another_architecture(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        teacher = next(Path("runs/cache/teachers").glob("*.safetensors"))
+        message = refused(
+            *FIT, *SHORT, "--teacher.checkpoint", str(teacher), "--teacher.network", "convnet-w64-d1",
+            "--output_dir", str(tmp_path),
+        )  # fmt: skip
+        assert "is a convnet-w64-d2, expected convnet-w64-d1: set --teacher.network convnet-w64-d2" in message
+
+
+class TestBadFolders:
+    """The data folder as a user would have it wrong."""
+
+    @pytest.fixture
+    def folder(self, image_folder: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(image_folder, tmp_path / "mine"))
+
+    @pytest.fixture
+    def refused_fit(self, refused: Refused, tmp_path: Path) -> Callable[[Path], str]:
+        def run(root: Path) -> str:
+            return refused(
+                "fit", "--config", str(CONFIGS / "cfm_folder.yaml"), "--data.init_args.root", str(root),
+                "--model.init_args.ipc", "1", "--tracking.enabled", "false", "--output_dir", str(tmp_path / "out"),
+            )  # fmt: skip
+
+        return run
+
+    def test_missing(self, refused_fit: Callable[[Path], str], tmp_path: Path) -> None:
+        message = refused_fit(tmp_path / "nowhere")
+        assert f"no data folder at {tmp_path / 'nowhere'}" in message
+        assert "--data.init_args.root PATH" in message
+
+    def test_empty(self, refused_fit: Callable[[Path], str], tmp_path: Path) -> None:
+        (tmp_path / "hollow/train").mkdir(parents=True)
+        assert "hollow/train is empty: expected one folder of images for each class" in refused_fit(tmp_path / "hollow")
+
+    def test_corrupted_image_is_named(self, refused_fit: Callable[[Path], str], folder: Path) -> None:
+        victim = sorted((folder / "train").rglob("*.png"))[-1]
+        victim.write_bytes(victim.read_bytes()[:60])
+        assert str(victim) in refused_fit(folder)
+
+    def test_class_missing_from_the_test_images(self, refused_fit: Callable[[Path], str], folder: Path) -> None:
+        shutil.rmtree(sorted((folder / "test").iterdir())[0])
+        assert "has other classes than the training split" in refused_fit(folder)
+
+
+def test_any_folder_of_images_from_fit_to_table(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.init_args.root", str(image_folder), "--tracking.enabled", "false", "--teacher.epochs", "2"]
+    short = ["--teacher.network", "convnet-w8-d2"]
+    config = ["--config", str(CONFIGS / "cfm_folder.yaml")]
+    main(["fit", *config, *data, *short, "--model.init_args.ipc", "1", "--model.init_args.iterations", "2"])
+    main(
+        [
+            "evaluate", "--config", str(CONFIGS / "eval_folder.yaml"), *data, "--network", "convnet-w8-d2",
+            "--distilled", "runs/cfm_folder/distilled.safetensors", "--protocol.epochs", "2", "--seeds", "1",
+        ]
+    )  # fmt: skip
+    assert "1 images per class" in capsys.readouterr().out
