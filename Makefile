@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all bench check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## run the tests
 
 test-all: $(INSTALLED)  ## run the slow tests too
 	$(BIN)/pytest -m "not gpu and not ffcv"
+
+bench: $(INSTALLED)  ## time a distillation step against the same step without the spectral loss
+	$(BIN)/python benchmarks/step.py
 
 check: $(INSTALLED)  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -221,8 +221,11 @@ def matching(
             correlations(synthetic, layer, signal, mode),
         )
         f, f_s = resolvent(psi, beta), resolvent(psi_s, beta)
-        for target, value in ((f, f_s), ((f @ phi)[:, columns], (f_s @ phi_s)[:, columns])):
-            total += np.linalg.norm(target - value) / (np.linalg.norm(target) if relative else 1)
+        # Φ of normalised pixels is next to zero: no scale is below a hundredth of one standard deviation.
+        deviation = np.sqrt(np.trace(psi) / len(psi)) / (1 if signal == "mean" else phi.shape[1])
+        least = 0.01 * np.linalg.norm(f @ np.full(phi.shape, deviation))
+        for target, value, floor in ((f, f_s, 0.0), ((f @ phi)[:, columns], (f_s @ phi_s)[:, columns], least)):
+            total += np.linalg.norm(target - value) / (max(np.linalg.norm(target), floor) if relative else 1)
     return total
 
 

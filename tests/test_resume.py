@@ -414,3 +414,16 @@ def test_handlers_are_given_back_after_an_error(real: RealSide, tmp_path: Path, 
         Run(real, tmp_path).fit(At(3, crash))
     send(signal.SIGTERM)()
     assert own_handler == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("end", ["on_train_end", "on_exception"])
+def test_each_end_gives_the_handlers_back_by_itself(end: str, tmp_path: Path, own_handler: list[int]) -> None:
+    # Without a Trainer, because Lightning restores the handlers that it found, too.
+    point = ResumePoint(tmp_path / "last.ckpt", 1, str)
+    before = signal.getsignal(signal.SIGINT)
+    point.on_train_start(None, None)  # type: ignore[arg-type]  # neither is looked at
+    assert signal.getsignal(signal.SIGINT) != before
+    getattr(point, end)()
+    send(signal.SIGINT)()
+    assert own_handler == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) == before

@@ -97,7 +97,7 @@ class Comparison:
     def metrics(self) -> dict[str, float]:
         """Return the means and deviations by row, for tracking."""
         figures: dict[str, float] = {}
-        for row in self.rows:
+        for row in (row for row in self.rows if row.scores):
             for what, (mean, spread) in (("tail_mean", row.tail_mean), ("last_epoch", row.last_epoch)):
                 key = f"{what}/{row.network}/{row.name}"
                 figures[key] = mean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 
 from unidd_pl.distillation import DistillationModule
@@ -26,6 +28,23 @@ class CurriculumCallback(L.Callback):
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the curriculum is, so that a run is not resumed with another one."""
+        return {"curriculum": _describe(self.curriculum)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another curriculum.
+
+        Raises:
+            ValueError: If it differs.
+        """
+        got, expected = state_dict["curriculum"], _describe(self.curriculum)
+        if got != expected:
+            raise ValueError(
+                f"the checkpoint was made with another curriculum: got {got}, expected {expected}; "
+                "resume with the config that it was made with"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set β where a run starts or resumes."""
         self._set_beta(trainer, pl_module)
@@ -41,3 +60,8 @@ class CurriculumCallback(L.Callback):
         pl_module.round_beta = self.curriculum.beta_at(pl_module.beta, round_index, pl_module.ipc)
         for logger in trainer.loggers:
             logger.log_metrics({"beta": pl_module.round_beta}, step=pl_module.step)
+
+
+def _describe(curriculum: Curriculum) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in sorted(vars(curriculum).items()))
+    return f"{type(curriculum).__name__}({settings})"

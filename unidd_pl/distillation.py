@@ -21,7 +21,16 @@ from unidd_pl.data.images import LabelledImages
 from unidd_pl.features import FeatureTap
 from unidd_pl.pretraining import Teacher
 from unidd_pl.seeding import generator_for
-from unidd_pl.spectral import Method, Moments, RunningMode, RunningMoments, Signal, filtered, term_distances
+from unidd_pl.spectral import (
+    Method,
+    Moments,
+    RunningMode,
+    RunningMoments,
+    Signal,
+    filtered,
+    least_norms,
+    term_distances,
+)
 from unidd_pl.statistics import Statistics, label_weights
 from unidd_pl.synthetic import (
     ChunkStore,
@@ -121,7 +130,7 @@ class DistillationModule(L.LightningModule):
         ):  # fmt: skip
             if not value > 0:
                 raise ValueError(f"model.init_args.{name}: got {value}, expected > 0")
-        if eta < 0:
+        if not eta >= 0:
             raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
         self.ipc = ipc
         self.method = method
@@ -145,6 +154,7 @@ class DistillationModule(L.LightningModule):
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
         self._round_beta = beta
         self._targets: list[tuple[Tensor, ...]] | None = None  # real side, filtered with the β of the round
+        self._least_norms: Tensor | None = None  # (l, t), what it has to reach to divide by it
         self._batch_moments: list[Moments] = []  # of the last forward pass
 
     # ---- set-up ----
@@ -157,8 +167,10 @@ class DistillationModule(L.LightningModule):
             store: Where finished chunks go.
 
         Raises:
-            ValueError: If a class has too few images to start from.
+            ValueError: If a class has too few images to start from, or the statistics hold another signal.
         """
+        if real.statistics.signal != self.signal:
+            raise ValueError(f"got statistics of the signal {real.statistics.signal!r}, expected {self.signal!r}")
         self.spec = real.teacher.spec
         if self.start == "real":
             check_enough_images(real.images, self.spec, self.ipc)
@@ -180,6 +192,11 @@ class DistillationModule(L.LightningModule):
     def position(self) -> Position:
         """Round, chunk and iteration that come next."""
         return self.schedule.at(self.step)
+
+    @property
+    def last_position(self) -> Position:
+        """Round, chunk and iteration that were done last."""
+        return self.schedule.at(max(0, self.step - 1))
 
     @property
     def round_beta(self) -> float:
@@ -260,13 +277,15 @@ class DistillationModule(L.LightningModule):
             batch = [Moments.of(x, weights) for x in features]
             self._batch_moments = [moments.detach() for moments in batch]
             used = self.running_moments.combine(batch) if self.running_moments else batch
+            real = self._filtered_real()
             return term_distances(
                 self.method,
-                self._filtered_real(),
+                real,
                 used,
                 self.round_beta,
                 columns=self._compared_classes(),
                 relative=self.relative,
+                least=self._least_norms,
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -372,14 +391,12 @@ class DistillationModule(L.LightningModule):
 
     def _filtered_real(self) -> list[tuple[Tensor, ...]]:
         if self._targets is None:
+            moments = self.real.statistics.moments
             with torch.no_grad():
-                self._targets = [
-                    tuple(
-                        value.to(device=self.device, dtype=self.images.dtype)
-                        for value in filtered(self.method, moments, self.round_beta)
-                    )
-                    for moments in self.real.statistics.moments
-                ]
+                wide = [filtered(self.method, one, self.round_beta) for one in moments]
+                least = least_norms(self.method, moments, self.round_beta)
+            self._targets = [tuple(value.to(self.images) for value in values) for values in wide]
+            self._least_norms = least.to(self.images)
         return self._targets
 
     def _log(self, loss: Tensor, cross_entropy: Tensor, distances: Tensor) -> None:

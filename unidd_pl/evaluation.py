@@ -118,7 +118,9 @@ class EvalModule(L.LightningModule):
         order = generator_for(self.seed, "student", "order")
         sampler = RandomSampler(range(len(self._pixels)), generator=order)
         batch_size = min(self.protocol.batch_size_for(self.training_set.ipc), len(self._pixels))
-        return BatchSampler(sampler, batch_size, drop_last=False)
+        # BatchNorm has nothing to normalise by in a last batch of one image with one position.
+        lonely = len(self._pixels) > batch_size and len(self._pixels) % batch_size == 1
+        return BatchSampler(sampler, batch_size, drop_last=lonely)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule, stepped each epoch."""

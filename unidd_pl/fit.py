@@ -122,7 +122,7 @@ class DistillationRun:
         callbacks = [
             *(own_callbacks if isinstance(own_callbacks, list) else [own_callbacks]),
             RunProgressBar("Distilling", "round"),
-            ResumePoint(self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.position)),
+            ResumePoint(self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)),
         ]
         self._check_curriculum(callbacks)
         logger = self.trainer_arguments.get("logger")

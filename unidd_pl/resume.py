@@ -63,12 +63,18 @@ class ResumePoint(L.Callback):
         Raises:
             Interrupted: After a signal.
         """
-        if self._received is not None:
-            place = self.place()
-            self._save(trainer)
-            raise Interrupted(self._received, self.path, place)
-        if trainer.global_step % self.every_n_iterations == 0:
-            self._save(trainer)
+        # Lightning takes a checkpoint from here for one in the middle of an epoch, also after its last batch, and
+        # would then count that epoch twice in the second resume. There the epoch's end is the place to save.
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_or_stop(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do the same after the last batch of an epoch.
+
+        Raises:
+            Interrupted: After a signal.
+        """
+        self._save_or_stop(trainer)
 
     def on_train_end(self, *_: Any) -> None:
         """Give the signals back."""
@@ -77,6 +83,14 @@ class ResumePoint(L.Callback):
     def on_exception(self, *_: Any) -> None:
         """Give the signals back."""
         self._restore()
+
+    def _save_or_stop(self, trainer: L.Trainer) -> None:
+        if self._received is not None:
+            place = self.place()
+            self._save(trainer)
+            raise Interrupted(self._received, self.path, place)
+        if trainer.global_step % self.every_n_iterations == 0:
+            self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         with atomic_write(self.path) as temporary:

@@ -7,7 +7,7 @@ from unidd_pl.spectral.curricula import (
     LinearCurriculum,
 )
 from unidd_pl.spectral.filters import Identity, Linear, Resolvent, SpectralFilter
-from unidd_pl.spectral.losses import filtered, term_distances
+from unidd_pl.spectral.losses import filtered, least_norms, term_distances
 from unidd_pl.spectral.methods import CFM, HFM, LFM, Band, Method, Operand, Term
 from unidd_pl.spectral.moments import SIGNALS, Moments, RunningMode, RunningMoments, Signal
 
@@ -33,5 +33,6 @@ __all__ = [
     "SpectralFilter",
     "Term",
     "filtered",
+    "least_norms",
     "term_distances",
 ]

@@ -13,6 +13,8 @@ from torch import Tensor
 from unidd_pl.spectral.methods import Method
 from unidd_pl.spectral.moments import Moments
 
+_LEAST_SHARE = 0.01  # of the norm for a Φ of one standard deviation; below it a norm is no scale
+
 
 def filtered(method: Method, moments: Moments, beta: float) -> tuple[Tensor, ...]:
     """Return f(Ψ) g(Φ) for every term of a method.
@@ -59,6 +61,7 @@ def term_distances(
     *,
     columns: Tensor | None = None,
     relative: bool = False,
+    least: Tensor | None = None,
 ) -> Tensor:
     """Return the distance of every term in every layer; their sum is L_match.
 
@@ -70,6 +73,7 @@ def term_distances(
         beta: Filter parameter β, eigenvalue units; the one that `real` was filtered with.
         columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         relative: Divide each distance by the norm of its real side.
+        least: (l, t) the least to divide by, see `least_norms`; None for no limit.
 
     Returns:
         (l, t) distances ≥ 0; the gradient flows to the synthetic moments.
@@ -96,7 +100,35 @@ def term_distances(
             distance = torch.linalg.vector_norm(target - value)
             if relative:
                 norm = torch.linalg.vector_norm(target)
+                if least is not None:
+                    norm = torch.maximum(norm, least[len(rows), len(distances)])
                 distance = distance / torch.where(norm > 0, norm, 1)  # a dead layer has a zero real side
             distances.append(distance)
         rows.append(torch.stack(distances))
+    return torch.stack(rows)
+
+
+def least_norms(method: Method, moments: Sequence[Moments], beta: float) -> Tensor:
+    """Return what the real side's norm has to reach to be a scale for relative distances, (l, t).
+
+    The mean of normalised pixels, Φ of the first layer, is zero up to rounding: to divide by its norm would
+    drown every other term. For an ``flc`` term this is a hundredth of the norm that a Φ of one standard deviation
+    would give; for an ``ffc`` term it is zero.
+
+    Args:
+        method: The method, t terms.
+        moments: The real moments, one for each of l layers.
+        beta: Filter parameter β, eigenvalue units.
+    """
+    rows: list[Tensor] = []
+    for one in moments:
+        deviation = one.ffc.diagonal().clamp_min(0).mean().sqrt()
+        unit = torch.ones_like(one.flc) * deviation / max(1, len(one.label_weight))  # columns of Φ are means over K
+        norms = [
+            _LEAST_SHARE * torch.linalg.vector_norm(term.filter.apply(one.ffc, unit, beta))
+            if term.operand == "flc"
+            else torch.zeros_like(deviation)
+            for term in method.terms
+        ]
+        rows.append(torch.stack(norms))
     return torch.stack(rows)
