@@ -17,9 +17,13 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
-def log_interval(trainer: L.Trainer) -> int:
-    """Return ``--trainer.log_every_n_steps``, which Lightning keeps untyped."""
-    return int(getattr(trainer, "log_every_n_steps"))  # noqa: B009 - mypy does not know the attribute
+def is_logged_step(trainer: L.Trainer) -> bool:
+    """Return whether Lightning's loggers take the figures of the step in hand.
+
+    To log on other steps would cost time, and would show a logger figures of an earlier step as this one's.
+    """
+    interval = int(getattr(trainer, "log_every_n_steps"))  # noqa: B009 - mypy does not know the attribute
+    return interval > 0 and (trainer.global_step + 1) % interval == 0
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
-from unidd_pl.console import log_interval
+from unidd_pl.console import is_logged_step
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.features import FeatureTap
 from unidd_pl.pretraining import Teacher
@@ -252,7 +252,7 @@ class DistillationModule(L.LightningModule):
         loss = cross_entropy + self.eta * distances.sum()
         if not torch.isfinite(loss):
             raise ValueError(self._non_finite(cross_entropy, distances))
-        if self.step % log_interval(self.trainer) == 0:
+        if is_logged_step(self.trainer):
             self._log(loss, cross_entropy, distances)
         return loss
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
 from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop
-from unidd_pl.console import log_interval, quiet_lightning
+from unidd_pl.console import is_logged_step, quiet_lightning
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.networks import build_network
 from unidd_pl.pretraining import Teacher, accuracy_of
@@ -146,7 +146,7 @@ class EvalModule(L.LightningModule):
             targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
         logits = self.student(images).float()
         loss = F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
-        if self.trainer.global_step % log_interval(self.trainer) == 0:
+        if is_logged_step(self.trainer):
             self.log("loss", loss.detach(), prog_bar=True)
         return loss
 

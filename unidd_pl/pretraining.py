@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from unidd_pl.augmentation import random_flip, random_pad_crop
-from unidd_pl.console import log_interval, quiet_lightning
+from unidd_pl.console import is_logged_step, quiet_lightning
 from unidd_pl.data.images import Batch, LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.files import atomic_write
@@ -190,7 +190,7 @@ class TeacherModule(L.LightningModule):
         if self.recipe.flip:
             images = random_flip(images, generator)
         loss = F.cross_entropy(self.network(images), labels)
-        if batch_idx % log_interval(self.trainer) == 0:
+        if is_logged_step(self.trainer):
             self.log("loss", loss, prog_bar=True)
         return loss
 
