@@ -22,11 +22,11 @@ from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
 from unidd_pl.comparison import environment
 from unidd_pl.features import FeatureTap, conv_layers
 from unidd_pl.networks import build_network
-from unidd_pl.pretraining import freeze
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM, Moments, RunningMoments, filtered, term_distances
 from unidd_pl.synthetic import clip
+from unidd_pl.teachers import freeze
 
 SPEC = DatasetSpec("benchmark", tuple(f"{label:02d}" for label in range(100)), 3, 32, (0.5,) * 3, (0.25,) * 3)
 BETA, ETA, LR = 0.1, 0.1, 0.25  # as configs/cfm_cifar10.yaml

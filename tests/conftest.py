@@ -13,8 +13,8 @@ from PIL import Image
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import build_network
-from unidd_pl.pretraining import Teacher, freeze
 from unidd_pl.statistics import Statistics, gather_statistics
+from unidd_pl.teachers import Teacher, freeze
 
 # Tensors of a few kilobytes: starting a second thread costs more than it saves.
 torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,49 @@ class TestCommands:
         assert files == {"config.yaml", "distilled.png", "distilled.safetensors"}
         assert "tail_mean/convnet-w64-d2/cfm" in runs["evaluation"].data.metrics
 
+    def test_passwords_stay_out_of_the_record(self, in_workplace: Path, tmp_path: Path) -> None:
+        main([*FIT, *SHORT, "--tracking.uri", "http://me:secret@server", "--output_dir", str(tmp_path / "out")])
+        assert "secret" not in (tmp_path / "out/config.yaml").read_text()
+        assert b"secret" not in (tmp_path / "out/distilled.safetensors").read_bytes()
+
+    def test_last_before_any_checkpoint_starts_anew(
+        self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main([*FIT, *SHORT, "--ckpt_path", "last", "--output_dir", str(tmp_path / "out")])
+        assert "starting from the beginning" in capsys.readouterr().out
+        assert (tmp_path / "out/distilled.safetensors").exists()
+
+    def test_overwrite_leaves_nothing_of_the_run_before(self, in_workplace: Path, tmp_path: Path) -> None:
+        out = ["--output_dir", str(tmp_path / "out")]
+        main([*FIT, *SHORT, *out, "--model.init_args.ipc", "3"])
+        main([*FIT, *SHORT, *out, "--overwrite", "true"])
+        assert len(list((tmp_path / "out/chunks").iterdir())) == 2
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("stage", ["pretrain", "evaluate"])
+    def test_a_stage_that_is_stopped_says_so(self, workplace: Path, stage: str, number: signal.Signals) -> None:
+        arguments = {
+            "pretrain": ["pretrain", "--config", str(CONFIGS / "teacher_digits.yaml"), "--teacher.epochs", "100000"],
+            "evaluate": [
+                *EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors", "--protocol.epochs", "100000",
+                "--output", "stopped.json",
+            ],
+        }[stage]  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unidd_pl.cli", *arguments, "--tracking.enabled", "false"],
+            cwd=workplace, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stderr is not None
+        seen = b""
+        while not re.search(rb"epoch \d+/", seen):
+            seen += process.stderr.read1(4096)  # type: ignore[attr-defined]
+            assert process.poll() is None, seen
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert b"stopped in epoch" in rest
+        assert b"Traceback" not in rest
+
     def test_without_a_logger_mlflow_is_not_even_loaded(self, workplace: Path, tmp_path: Path) -> None:
         program = (
             "import sys; from unidd_pl.cli import main;"
@@ -229,9 +273,57 @@ class TestBadInput:
         message = refused(*FIT, "--model.init_args.ipc", "500", "--output_dir", str(tmp_path))
         assert "class '8' has 140 training images, expected at least 500" in message
 
-    def test_max_epochs_against_ipc(self, refused: Refused, tmp_path: Path) -> None:
-        message = refused(*FIT, "--trainer.max_epochs", "3", "--output_dir", str(tmp_path))
-        assert "got trainer.max_epochs 3 and ipc 10" in message
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("max_epochs", "3"),
+            ("max_steps", "4"),
+            ("accumulate_grad_batches", "2"),
+            ("limit_train_batches", "5"),
+            ("fast_dev_run", "true"),
+            ("devices", "2"),
+            ("precision", "64-true"),
+        ],
+    )
+    def test_trainer_arguments_that_change_the_run(
+        self, refused: Refused, tmp_path: Path, option: str, value: str
+    ) -> None:
+        message = refused(*FIT, f"--trainer.{option}", value, "--output_dir", str(tmp_path / "new"))
+        assert f"got trainer.{option} " in message
+
+    def test_fixed_method_with_a_moving_curriculum(self, refused: Refused, tmp_path: Path) -> None:
+        message = refused(
+            *FIT, "--model.init_args.method", "unidd_pl.spectral.HFM", "--output_dir", str(tmp_path / "new")
+        )
+        assert "method hfm has a fixed β, and the config moves it" in message
+
+    def test_results_of_an_evaluation_are_not_overwritten(
+        self, refused: Refused, in_workplace: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "scores.json").write_text("{}")
+        message = refused(
+            *EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors",
+            "--output", str(tmp_path / "scores.json"),
+        )  # fmt: skip
+        assert "already holds results: replace them with --overwrite true" in message
+
+    def test_unknown_student(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        message = refused(
+            *EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors",
+            "--output", str(tmp_path / "x.json"), "--network", "convnut",
+        )  # fmt: skip
+        assert "convnut" in message
+
+    def test_file_that_is_no_checkpoint(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        (tmp_path / "torn.ckpt").write_bytes(b"PK torn")
+        message = refused(*FIT, *SHORT, "--ckpt_path", str(tmp_path / "torn.ckpt"), "--output_dir", str(tmp_path / "o"))
+        assert "cannot read the checkpoint" in message
+
+    def test_accelerator_that_is_not_there(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        if torch.cuda.is_available():
+            return
+        message = refused(*FIT, *SHORT, "--trainer.accelerator", "gpu", "--output_dir", str(tmp_path / "o"))
+        assert "gpu" in message.lower()
 
     def test_method_without_its_curriculum(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
         message = refused(*FIT, *SHORT, "--trainer.callbacks", "null", "--output_dir", str(tmp_path / "x"))

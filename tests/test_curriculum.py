@@ -12,14 +12,14 @@ import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
 
-from unidd_pl.console import quiet_lightning
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule, RealSide
-from unidd_pl.pretraining import Teacher
 from unidd_pl.spectral import CFM, ConstantCurriculum, CosineCurriculum, Curriculum, LinearCurriculum
 from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore
+from unidd_pl.teachers import Teacher
+from unidd_pl.training import quiet_lightning
 
 
 class BetaRecorder(L.Callback):

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from unidd_pl import distillation
-from unidd_pl.console import quiet_lightning
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.data.images import TensorImages
@@ -28,11 +27,12 @@ from unidd_pl.distillation import DistillationModule, Iterations, RealSide
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import ConvNet
-from unidd_pl.pretraining import Teacher, freeze
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM, LFM, CosineCurriculum, Moments, Signal
 from unidd_pl.statistics import Statistics, gather_statistics
 from unidd_pl.synthetic import ChunkStore, Position, real_start
+from unidd_pl.teachers import Teacher, freeze
+from unidd_pl.training import quiet_lightning
 
 Array = np.ndarray
 CLASSES = 3
@@ -396,7 +396,7 @@ def test_the_finished_chunks_are_stored(finished: tuple[DistillationModule, Trac
     assert sorted(file.name for file in folder.iterdir()) == [
         f"round_{r:04d}_chunk_{c:03d}.safetensors" for r in range(2) for c in range(2)
     ]
-    product = ChunkStore(folder, module.spec).assemble(module.schedule, {})
+    product = ChunkStore(folder, module.spec).assemble(module.schedule, {}, module.run_digest)
     assert product.labels.tolist() == [0, 1, 2, 0, 1, 2]
     last = torch.cat([trace.images[step] for step in (2, 5, 8, 11)])
     assert torch.equal(product.images, DistilledSet.from_normalised(last, product.labels, module.spec, {}).images)

@@ -14,24 +14,26 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from unidd_pl import pretraining
+from unidd_pl import pretraining, teachers
 from unidd_pl.data import ImageFolderData, TensorImages
 from unidd_pl.pretraining import (
-    Teacher,
     TeacherModule,
     TeacherRecipe,
-    accuracy_of,
-    find_teacher,
-    fingerprint_of,
     is_cached,
-    load_teacher,
     obtain_teacher,
-    predictions,
     recipe_key,
-    save_teacher,
     train_teacher,
 )
 from unidd_pl.stages import teacher_stage
+from unidd_pl.teachers import (
+    Teacher,
+    accuracy_of,
+    find_teacher,
+    fingerprint_of,
+    load_teacher,
+    predictions,
+    save_teacher,
+)
 from unidd_pl.tracking import Tracking
 
 NETWORK = "convnet-w8-d2"
@@ -392,7 +394,7 @@ class TestScores:
     def test_predictions_are_those_of_the_network_in_order(
         self, tiny_teacher: Teacher, folder_data: ImageFolderData, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pretraining, "_TEST_BATCH", 5)
+        monkeypatch.setattr(teachers, "_TEST_BATCH", 5)
         parts = list(predictions(tiny_teacher.network, folder_data.spec, folder_data.test))
         assert [len(labels) for _, labels in parts] == [5, 5, 2]
         logits = torch.cat([part for part, _ in parts])

@@ -16,7 +16,6 @@ from unidd_pl import statistics as statistics_file
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import FeatureTap
 from unidd_pl.networks import build_network
-from unidd_pl.pretraining import Teacher, freeze, save_teacher
 from unidd_pl.spectral import SIGNALS, Signal
 from unidd_pl.stages import device_of, statistics_stage
 from unidd_pl.statistics import (
@@ -29,6 +28,7 @@ from unidd_pl.statistics import (
     obtain_statistics,
     save_statistics,
 )
+from unidd_pl.teachers import Teacher, freeze, save_teacher
 from unidd_pl.tracking import Tracking
 
 LAYERS = ("layers.conv.0", "layers.conv.1")

@@ -132,14 +132,14 @@ def filled(folder: Path, schedule: Schedule, dtype: PixelType = "uint8") -> Chun
     for round_index, chunk_index in reversed(places):  # the order of writing must not matter
         classes = schedule.classes(chunk_index)
         pixels = torch.stack([torch.full(SPEC.image_shape, (100 * round_index + label) / 255) for label in classes])
-        store.add(Position(round_index, chunk_index, 0), SPEC.normalise(pixels), classes)
+        store.add(Position(round_index, chunk_index, 0), SPEC.normalise(pixels), classes, "this run")
     return store
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_the_set_is_assembled_by_round_then_class(tmp_path: Path, dtype: PixelType) -> None:
     schedule = Schedule(num_classes=3, chunk_size=2, num_rounds=2, iterations=1)
-    product = filled(tmp_path, schedule, dtype).assemble(schedule, {"seed": 5})
+    product = filled(tmp_path, schedule, dtype).assemble(schedule, {"seed": 5}, "this run")
     assert product.labels.tolist() == [0, 1, 2, 0, 1, 2]
     levels = product.images[:, 0, 0, 0] * (1 if dtype == "uint8" else 255)
     assert levels.float().round().tolist() == [0, 1, 2, 100, 101, 102]
@@ -149,18 +149,28 @@ def test_the_set_is_assembled_by_round_then_class(tmp_path: Path, dtype: PixelTy
     assert product.images.dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
 
 
-def test_the_finished_rounds_alone(tmp_path: Path) -> None:
+def test_the_finished_chunks_alone(tmp_path: Path) -> None:
+    schedule = Schedule(num_classes=3, chunk_size=2, num_rounds=2, iterations=5)
+    store = filled(tmp_path, schedule)
+    for step, count in ((0, 0), (4, 0), (5, 1), (10, 2), (19, 3), (20, 4)):
+        assert len(store.finished(schedule, step, "this run")) == count
+
+
+def test_a_chunk_of_another_run_is_refused(tmp_path: Path) -> None:
     schedule = Schedule(num_classes=3, chunk_size=2, num_rounds=2, iterations=1)
-    product = filled(tmp_path, schedule).assemble(schedule, {}, num_rounds=1)
-    assert product.labels.tolist() == [0, 1, 2]
+    store = filled(tmp_path, schedule)
+    pixels = torch.zeros(1, *SPEC.image_shape)
+    store.add(Position(1, 1, 0), pixels, range(2, 3), "another run")
+    with pytest.raises(ValueError, match=r"round_0001_chunk_001\.safetensors was made by another run"):
+        store.assemble(schedule, {}, "this run")
 
 
 def test_uint8_is_rounded_not_truncated(tmp_path: Path) -> None:
     levels = torch.tensor([100.4, 100.6, -3.0, 300.0, 254.6, 0.4])
     pixels = (levels / 255).repeat(3, 8)[:, :16].reshape(1, 3, 4, 4)
     store = ChunkStore(tmp_path, SPEC)
-    store.add(Position(0, 0, 0), SPEC.normalise(pixels).requires_grad_(), range(1))
-    stored = store.assemble(Schedule(1, 1, 1, 1), {}).images
+    store.add(Position(0, 0, 0), SPEC.normalise(pixels).requires_grad_(), range(1), "this run")
+    stored = store.assemble(Schedule(1, 1, 1, 1), {}, "this run").images
     assert stored.flatten()[:6].tolist() == [100, 101, 0, 255, 255, 0]
     assert torch.equal(stored, (pixels * 255).round().clamp(0, 255).to(torch.uint8))
 
@@ -168,8 +178,8 @@ def test_uint8_is_rounded_not_truncated(tmp_path: Path) -> None:
 def test_a_chunk_made_again_replaces_the_first(tmp_path: Path) -> None:
     store = ChunkStore(tmp_path, SPEC)
     for level in (0.2, 0.8):
-        store.add(Position(0, 0, 0), SPEC.normalise(torch.full((3, 3, 4, 4), level)), range(3))
-    assert store.assemble(Schedule(3, 3, 1, 1), {}).images.unique().tolist() == [204]
+        store.add(Position(0, 0, 0), SPEC.normalise(torch.full((3, 3, 4, 4), level)), range(3), "this run")
+    assert store.assemble(Schedule(3, 3, 1, 1), {}, "this run").images.unique().tolist() == [204]
 
 
 def test_chunks_are_sets_of_their_own(tmp_path: Path) -> None:
@@ -183,10 +193,10 @@ def test_a_missing_chunk_is_named(tmp_path: Path) -> None:
     store = filled(tmp_path, schedule)
     (tmp_path / "round_0001_chunk_000.safetensors").unlink()
     with pytest.raises(ValueError, match=r"got no file at .*round_0001_chunk_000\.safetensors"):
-        store.assemble(schedule, {})
+        store.assemble(schedule, {}, "this run")
 
 
 def test_diverged_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got NaN or infinite pixels"):
-        ChunkStore(tmp_path, SPEC).add(Position(0, 0, 0), torch.full((1, 3, 4, 4), torch.nan), range(1))
+        ChunkStore(tmp_path, SPEC).add(Position(0, 0, 0), torch.full((1, 3, 4, 4), torch.nan), range(1), "this run")
     assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from unidd_pl import __version__
 from unidd_pl.allocator import keep_large_blocks
@@ -22,6 +23,7 @@ COMMANDS = {
 DEFAULT_CACHE = "runs/cache"
 
 EXIT_BAD_INPUT = 2
+EXIT_BY_SIGNAL = 128  # a shell's convention: 128 + number of the signal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,11 +32,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_large_blocks()
     try:
         _dispatch(arguments)
-    except (ValueError, OSError, ArgumentError) as error:
+    except KeyboardInterrupt:
+        _end(EXIT_BY_SIGNAL + signal.SIGINT, "stopped")
+    except Exception as error:
         if os.environ.get("UNIDD_DEBUG") == "1":
             raise
-        sys.stderr.write(f"unidd: error: {error}\n")
-        sys.exit(EXIT_BAD_INPUT)
+        # By name: to import Lightning here would cost seconds where it is not needed.
+        kind = type(error).__name__
+        if kind in ("Stopped", "Interrupted"):
+            _end(EXIT_BY_SIGNAL + int(getattr(error, "number")), str(error))  # noqa: B009
+        if isinstance(error, (ValueError, OSError, ArgumentError)) or kind == "MisconfigurationException":
+            _end(EXIT_BAD_INPUT, f"error: {error}")
+        raise
+
+
+def _end(status: int, message: str) -> NoReturn:
+    sys.stderr.write(f"unidd: {message}\n")
+    sys.exit(status)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -103,7 +117,7 @@ def _fit(command: str, arguments: list[str]) -> None:
         checkpoint_every=config.checkpoint_every,
         overwrite=config.overwrite,
         pixel_type=config.pixel_type,
-        config=parser.dump(config),
+        config=_record(parser, config),
     )
     if command == "fit":
         run.fit()
@@ -125,7 +139,7 @@ def _pretrain(arguments: list[str]) -> None:
         Path(config.cache_dir),
         objects.tracking,
         accelerator=config.accelerator,
-        config=parser.dump(config),
+        config=_record(parser, config),
     )
 
 
@@ -142,6 +156,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
     parser.add_argument("--seeds", type=int, default=3, help="students per row")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
     config, objects = _parsed(parser, arguments)
     Evaluation(
         distilled=Path(config.distilled),
@@ -154,7 +169,8 @@ def _evaluate(arguments: list[str]) -> None:
         tracking=objects.tracking,
         accelerator=config.accelerator,
         output=Path(config.output) if config.output else None,
-        config=parser.dump(config),
+        overwrite=config.overwrite,
+        config=_record(parser, config),
     ).run()
 
 
@@ -183,6 +199,16 @@ def _parsed(parser: Any, arguments: list[str]) -> tuple[Any, Any]:
     """Return the config as given and with its classes instantiated."""
     config = parser.parse_args(arguments)
     return config, parser.instantiate(config)
+
+
+def _record(parser: Any, config: Any) -> str:
+    """Return the resolved config as YAML, as it is stored with the results: without passwords."""
+    from unidd_pl.tracking import without_password
+
+    shown = config.clone()
+    if shown.tracking.uri is not None:
+        shown.tracking.uri = without_password(shown.tracking.uri)
+    return str(parser.dump(shown))
 
 
 def stage_parser(command: str) -> Any:

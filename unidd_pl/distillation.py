@@ -5,6 +5,8 @@ Legend: n images of the chunk, c channels, h w space, k classes; l layers, t ter
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
-from unidd_pl.console import is_logged_step
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.features import FeatureTap
-from unidd_pl.pretraining import Teacher
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import (
     Method,
@@ -41,6 +41,8 @@ from unidd_pl.synthetic import (
     noise_start,
     real_start,
 )
+from unidd_pl.teachers import Teacher
+from unidd_pl.training import is_logged_step
 
 Start = Literal["real", "noise"]
 Running = Literal["auto", "off"] | RunningMode
@@ -130,6 +132,12 @@ class DistillationModule(L.LightningModule):
         ):  # fmt: skip
             if not value > 0:
                 raise ValueError(f"model.init_args.{name}: got {value}, expected > 0")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"model.init_args.crop_scale: got {crop_scale}, expected 0 < smallest ≤ largest ≤ 1")
+        if max_roll < 0:
+            raise ValueError(f"model.init_args.max_roll: got {max_roll}, expected ≥ 0")
+        if not all(0 <= rate < 1 for rate in betas):
+            raise ValueError(f"model.init_args.betas: got {betas}, expected two rates in [0, 1)")
         if not eta >= 0:
             raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
         self.ipc = ipc
@@ -302,7 +310,7 @@ class DistillationModule(L.LightningModule):
         if position.iteration == self.iterations - 1:
             if self.running_moments:
                 self.running_moments.update(self._batch_moments)
-            self._store.add(position, self.images, self.schedule.classes(position.chunk_index))
+            self._store.add(position, self.images, self.schedule.classes(position.chunk_index), self.run_digest)
 
     # ---- resume ----
 
@@ -331,12 +339,19 @@ class DistillationModule(L.LightningModule):
                     "resume with the config that it was made with"
                 )
         self.step = state["step"]
+        self._store.finished(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
             self.running_moments.load_state_dict(state["running_moments"])
         self.images.data = torch.empty_like(checkpoint["state_dict"]["images"])
 
+    @property
+    def run_digest(self) -> str:
+        """Hexadecimal digest of all that the images depend on, the curriculum apart."""
+        return hashlib.sha256(json.dumps(self._made_from(), sort_keys=True).encode()).hexdigest()
+
     def _made_from(self) -> dict[str, Any]:
         return {
+            "pixel type": self._store.dtype,
             "teacher": self.real.teacher.fingerprint,
             "statistics": self.real.statistics.fingerprint,
             "method": [self.method.name, *self.method.term_names],

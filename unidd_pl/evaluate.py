@@ -11,10 +11,13 @@ from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluation import TrainingSet, real_images, train_student
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
-from unidd_pl.pretraining import Teacher, TeacherRecipe, find_teacher, load_teacher
+from unidd_pl.networks import build_network
+from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.stages import teacher_stage
+from unidd_pl.synthetic import check_enough_images
+from unidd_pl.teachers import Teacher, find_teacher, load_teacher
 from unidd_pl.tracking import StageRun, Tracking
 
 REAL_ROW = "real images"
@@ -35,6 +38,7 @@ class Evaluation:
         tracking: Where the evaluation is recorded.
         accelerator: Lightning's accelerator.
         output: JSON file of the results; None for ``evaluation.json`` beside the distilled set.
+        overwrite: Replace that file.
         config: Resolved config as YAML, for the record.
 
     Raises:
@@ -54,6 +58,8 @@ class Evaluation:
         accelerator: str,
         output: Path | None,
         config: str,
+        *,
+        overwrite: bool = False,
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
@@ -71,6 +77,15 @@ class Evaluation:
         self.config = config
         check_same_classes(self.distilled.spec, data.spec)
         check_writable(self.output.parent)
+        if self.output.exists() and not overwrite:
+            raise ValueError(
+                f"{self.output} already holds results: replace them with --overwrite true, or give "
+                "another --output FILE"
+            )
+        # What would only show after a teacher or a student was trained:
+        build_network(network, data.spec)
+        _ = data.test
+        check_enough_images(data.train, data.spec, self.distilled.ipc)
 
     def run(self) -> Comparison:
         """Train all students; print the table, the picture's path and how to open MLflow."""

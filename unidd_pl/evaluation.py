@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
 from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop
-from unidd_pl.console import is_logged_step, quiet_lightning
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.networks import build_network
-from unidd_pl.pretraining import Teacher, accuracy_of
-from unidd_pl.progress import RunProgressBar
 from unidd_pl.protocols import Protocol
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.teachers import Teacher, accuracy_of
+from unidd_pl.training import is_logged_step, train
 
 
 @dataclass(frozen=True)
@@ -203,17 +202,7 @@ def train_student(
         student = build_network(network, teacher.spec)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
-    with quiet_lightning():
-        trainer = L.Trainer(
-            max_epochs=protocol.epochs,
-            accelerator=accelerator,
-            devices=1,
-            logger=logger,
-            callbacks=[RunProgressBar(label)],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module)
+    train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, logger=logger)
     return StudentScore(seed, module.accuracies, protocol.tail_epochs())
 
 

@@ -6,14 +6,14 @@ its Trainer is built.
 
 from __future__ import annotations
 
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from unidd_pl.comparison import environment
-from unidd_pl.console import quiet_lightning, say
+from unidd_pl.console import say
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule, RealSide
@@ -21,13 +21,16 @@ from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.exports import picture
 from unidd_pl.features import conv_layers
 from unidd_pl.files import check_writable
-from unidd_pl.pretraining import Teacher, TeacherRecipe
+from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
-from unidd_pl.resume import Interrupted, ResumePoint
+from unidd_pl.resume import Interrupted, ResumePoint, check_checkpoint
+from unidd_pl.spectral import ConstantCurriculum
 from unidd_pl.stages import statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore, check_enough_images
+from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
+from unidd_pl.training import quiet_lightning
 
 DISTILLED_FILE = "distilled.safetensors"
 PICTURE_FILE = "distilled.png"
@@ -35,7 +38,18 @@ CHECKPOINT_FILE = "last.ckpt"
 CONFIG_FILE = "config.yaml"
 CHUNK_FOLDER = "chunks"
 
-_EXIT_BY_SIGNAL = 128  # a shell's convention: 128 + number of the signal
+_WHOLE_RUN = {
+    "max_epochs": None,
+    "max_steps": -1,
+    "max_time": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": None,
+    "overfit_batches": 0.0,
+    "fast_dev_run": False,
+}
+"""Arguments of the Trainer that would end a run early or change its steps, with the value that does not."""
+
+_PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed", "16-mixed")  # the teacher's weights stay float32
 
 
 class DistillationRun:
@@ -102,32 +116,34 @@ class DistillationRun:
         statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
+        if checkpoint is None:
+            self._clear_output()
         (self.output / CONFIG_FILE).write_text(self.config)
         tags = self._tags(teacher, statistics)
         with self.tracking.run("distillation", self.output.name, tags, self.config) as run:
             try:
                 self._distil(run, checkpoint)
-            except Interrupted as stop:
-                run.interrupted()
+            except Interrupted:
                 run.close("KILLED")
-                self._say_how_to_resume(stop)
-                sys.exit(_EXIT_BY_SIGNAL + stop.number)
-            distilled = store.assemble(self.module.schedule, self._manifest(teacher, statistics))
+                raise
+            distilled = store.assemble(
+                self.module.schedule, self._manifest(teacher, statistics), self.module.run_digest
+            )
             self._write(distilled, run)
         return self.output / DISTILLED_FILE
 
     def _distil(self, run: StageRun, checkpoint: Path | None) -> None:
         module = self.module
-        own_callbacks = self.trainer_arguments.get("callbacks") or []
-        callbacks = [
-            *(own_callbacks if isinstance(own_callbacks, list) else [own_callbacks]),
-            RunProgressBar("Distilling", "round"),
-            ResumePoint(self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)),
-        ]
-        self._check_curriculum(callbacks)
+        resume_point = ResumePoint(
+            self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)
+        )
+        callbacks = [*self._own_callbacks, resume_point]
+        if self.trainer_arguments.get("enable_progress_bar") is not False:
+            callbacks.append(RunProgressBar("Distilling", "round"))
         logger = self.trainer_arguments.get("logger")
         arguments = {
             **self.trainer_arguments,
+            "devices": 1,
             "max_epochs": module.ipc,
             "logger": run.logger if logger in (None, True) else logger,
             "callbacks": callbacks,
@@ -180,12 +196,10 @@ class DistillationRun:
     # ---- checks ----
 
     def _check_before_work(self, checkpoint: Path | None) -> None:
-        max_epochs = self.trainer_arguments.get("max_epochs")
-        if max_epochs not in (None, self.module.ipc):
-            raise ValueError(
-                f"got trainer.max_epochs {max_epochs} and ipc {self.module.ipc}: a round makes "
-                "one image of each class, so leave max_epochs out and set --model.init_args.ipc"
-            )
+        self._check_trainer()
+        self._check_curriculum()
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every: got {self.checkpoint_every}, expected at least 1")
         holds = [name for name in (DISTILLED_FILE, CHECKPOINT_FILE) if (self.output / name).exists()]
         if holds and checkpoint is None and not self.overwrite:
             raise ValueError(
@@ -200,17 +214,55 @@ class DistillationRun:
         if self.checkpoint is None:
             return None
         path = self.output / CHECKPOINT_FILE if self.checkpoint == "last" else Path(self.checkpoint)
+        if self.checkpoint == "last" and not path.exists() and not (self.output / DISTILLED_FILE).exists():
+            say(f"No checkpoint in {self.output} yet: starting from the beginning")
+            return None
         if not path.is_file():
             raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
+        check_checkpoint(path)
         return path
 
-    def _check_curriculum(self, callbacks: list[L.Callback]) -> None:
-        scheduled = any(isinstance(callback, CurriculumCallback) for callback in callbacks)
-        if self.module.method.scheduled and not scheduled:
+    def _clear_output(self) -> None:
+        """Remove what an earlier run left: a part of it must not pass for a part of this one."""
+        shutil.rmtree(self.output / CHUNK_FOLDER, ignore_errors=True)
+        for name in (CHECKPOINT_FILE, DISTILLED_FILE, PICTURE_FILE):
+            (self.output / name).unlink(missing_ok=True)
+
+    def _check_curriculum(self) -> None:
+        curricula = [one.curriculum for one in self._own_callbacks if isinstance(one, CurriculumCallback)]
+        moving = any(not isinstance(curriculum, ConstantCurriculum) for curriculum in curricula)
+        method = self.module.method
+        if method.scheduled and not curricula:
             raise ValueError(
-                f"method {self.module.method.name} needs a curriculum on β: add a CurriculumCallback to "
+                f"method {method.name} needs a curriculum on β: add a CurriculumCallback to "
                 "trainer.callbacks, or use HFM for a fixed β"
             )
+        if moving and not method.scheduled:
+            raise ValueError(
+                f"method {method.name} has a fixed β, and the config moves it: leave the CurriculumCallback out "
+                "(--trainer.callbacks null), or say scheduled: true in a method of your own"
+            )
+
+    def _check_trainer(self) -> None:
+        for name, value in _WHOLE_RUN.items():
+            got = self.trainer_arguments.get(name, value)
+            if got not in (value, None) and not (name == "max_epochs" and got == self.module.ipc):
+                raise ValueError(
+                    f"got trainer.{name} {got}: a run makes one image of each class in each of its "
+                    f"{self.module.ipc} rounds, so leave it out and set --model.init_args.ipc and iterations"
+                )
+        devices = self.trainer_arguments.get("devices", "auto")
+        if devices not in ("auto", 1, "1") or self.trainer_arguments.get("num_nodes", 1) != 1:
+            raise ValueError(f"got trainer.devices {devices}: a distillation runs on one device; leave it out")
+        if self.trainer_arguments.get("precision") not in _PRECISIONS:
+            raise ValueError(
+                f"got trainer.precision {self.trainer_arguments['precision']}, expected 32-true, bf16-mixed or 16-mixed"
+            )
+
+    @property
+    def _own_callbacks(self) -> list[L.Callback]:
+        given = self.trainer_arguments.get("callbacks") or []
+        return list(given) if isinstance(given, (list, tuple)) else [given]
 
     # ---- records ----
 
@@ -235,6 +287,3 @@ class DistillationRun:
             "environment": environment(),
             "config": self.config,
         }
-
-    def _say_how_to_resume(self, stop: Interrupted) -> None:
-        say(f"\n{stop}. Go on with the same command and --ckpt_path {stop.checkpoint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -10,14 +11,16 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 
 from unidd_pl.files import atomic_write
+from unidd_pl.training import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """A run was stopped by a signal and left a checkpoint.
+class Interrupted(Stopped):
+    """A distillation was stopped by a signal and left a checkpoint.
 
     Args:
         number: Number of the signal.
@@ -26,8 +29,11 @@ class Interrupted(Exception):
     """
 
     def __init__(self, number: int, checkpoint: Path, place: str) -> None:
-        super().__init__(f"Stopped by {signal.Signals(number).name} in {place}")
-        self.number = number
+        super().__init__(
+            number,
+            f"Stopped by {signal.Signals(number).name} in {place}. "
+            f"Go on with the same command and --ckpt_path {checkpoint}",
+        )
         self.checkpoint = checkpoint
 
 
@@ -35,7 +41,7 @@ class ResumePoint(L.Callback):
     """Writes the checkpoint that ``--ckpt_path`` continues from.
 
     A signal only raises a flag; the checkpoint is written when the step in hand is complete, so that it never
-    holds half of one. A second signal ends the process at once, as if nothing had been set up.
+    holds half of one. A second signal finds the handlers of before: a second Ctrl-C does not wait.
 
     Args:
         path: The checkpoint; the latest replaces the one before, atomically.
@@ -104,3 +110,19 @@ class ResumePoint(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse, before any work, a file that is no checkpoint of a distillation.
+
+    Raises:
+        ValueError: If it cannot be read or is something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"cannot read the checkpoint {path} ({type(error).__name__}): expected one written by `unidd fit`"
+        ) from error
+    if not isinstance(content, dict) or "distillation" not in content:
+        raise ValueError(f"{path} is not a checkpoint of a distillation: expected one written by `unidd fit`")

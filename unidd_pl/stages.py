@@ -9,12 +9,15 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from unidd_pl.console import quiet_lightning, say
+from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
-from unidd_pl.pretraining import Teacher, TeacherRecipe, is_cached, obtain_teacher
+from unidd_pl.files import check_writable
+from unidd_pl.pretraining import TeacherRecipe, is_cached, obtain_teacher
 from unidd_pl.spectral import Signal
 from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics
+from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import Tracking
+from unidd_pl.training import quiet_lightning
 
 
 def teacher_stage(
@@ -44,6 +47,9 @@ def teacher_stage(
         teacher = obtain_teacher(recipe, data, folder)
         say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
         return teacher
+    check_writable(folder)
+    if data.has_test:
+        _ = data.test  # a test image that cannot be read has to show before the training, not after it
     say(f"Teacher: none yet for {recipe.network} on {data.dataset_name}; training one for {recipe.epochs} epochs")
     started = time.monotonic()
     tags = {"dataset": data.dataset_name, "network": recipe.network}

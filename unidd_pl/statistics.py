@@ -22,9 +22,9 @@ from tqdm import tqdm
 from unidd_pl.data.module import ImageData
 from unidd_pl.features import FeatureTap
 from unidd_pl.files import atomic_write
-from unidd_pl.pretraining import Teacher
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import Moments, Signal
+from unidd_pl.teachers import Teacher
 
 STATISTICS_FORMAT = "unidd-statistics-1"
 

@@ -119,32 +119,52 @@ class ChunkStore:
         self.spec = spec
         self.dtype = dtype
 
-    def add(self, position: Position, images: Tensor, classes: range) -> None:
-        """Write a finished chunk of normalised images (n, c, h, w), one of each class."""
+    def add(self, position: Position, images: Tensor, classes: range, run: str) -> None:
+        """Write a finished chunk.
+
+        Args:
+            position: Its last iteration.
+            images: (n, c, h, w), normalised, one of each class.
+            classes: Their labels.
+            run: Digest of the run that made it, so that no other run takes it for its own.
+        """
         chunk = DistilledSet.from_normalised(
-            images.detach().cpu(), torch.tensor(list(classes)), self.spec, {}, dtype=self.dtype
+            images.detach().cpu(), torch.tensor(list(classes)), self.spec, {"run": run}, dtype=self.dtype
         )
         # A chunk that was cut off before its checkpoint is made again, the same.
         chunk.save(self._path(position.round_index, position.chunk_index), overwrite=True)
 
-    def assemble(self, schedule: Schedule, manifest: Mapping[str, Any], num_rounds: int | None = None) -> DistilledSet:
-        """Return the distilled set of the finished rounds.
+    def assemble(self, schedule: Schedule, manifest: Mapping[str, Any], run: str) -> DistilledSet:
+        """Return the distilled set of all rounds.
 
         Raises:
-            ValueError: If a chunk is missing.
+            ValueError: If a chunk is missing or was made by another run.
         """
-        rounds = schedule.num_rounds if num_rounds is None else num_rounds
-        chunks = [
-            DistilledSet.load(self._path(round_index, chunk_index))
-            for round_index in range(rounds)
-            for chunk_index in range(schedule.chunks_per_round)
-        ]
+        chunks = self.finished(schedule, schedule.num_rounds * schedule.steps_per_round, run)
         return DistilledSet(
             torch.cat([chunk.images for chunk in chunks]),
             torch.cat([chunk.labels for chunk in chunks]),
             self.spec,
             dict(manifest),
         )
+
+    def finished(self, schedule: Schedule, step: int, run: str) -> list[DistilledSet]:
+        """Return the chunks that are finished at a step, in order.
+
+        Raises:
+            ValueError: If one is missing or was made by another run.
+        """
+        chunks: list[DistilledSet] = []
+        for number in range(step // schedule.iterations):
+            path = self._path(*divmod(number, schedule.chunks_per_round))
+            chunk = DistilledSet.load(path)
+            if chunk.manifest.get("run") != run:
+                raise ValueError(
+                    f"the chunk {path} was made by another run: expected the chunks of this one; go on in the folder "
+                    "of the run that the checkpoint is from, or start anew with --overwrite true"
+                )
+            chunks.append(chunk)
+        return chunks
 
     def _path(self, round_index: int, chunk_index: int) -> Path:
         return self.folder / f"round_{round_index:04d}_chunk_{chunk_index:03d}.safetensors"

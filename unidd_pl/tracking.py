@@ -116,8 +116,8 @@ class Tracking:
         if not self.enabled:
             return ""
         if self.uri.startswith(("http://", "https://")):
-            return _without_password(self.uri)
-        return f"mlflow ui --backend-store-uri {shlex.quote(_without_password(self.uri))}"
+            return without_password(self.uri)
+        return f"mlflow ui --backend-store-uri {shlex.quote(without_password(self.uri))}"
 
     def _start(self, stage: str, name: str, tags: dict[str, str], config: str | None) -> StageRun:
         if not self.enabled:
@@ -134,9 +134,7 @@ class Tracking:
             client = self._connect()
             run_id = client.create_run(self._experiment_id(client), tags=tags, run_name=name).info.run_id
         except Exception as error:  # whatever the store, network or driver raises, the cure is the same
-            raise ValueError(
-                f"cannot start an MLflow run at {_without_password(self.uri)}: {error}; {_CURE}"
-            ) from error
+            raise ValueError(f"cannot start an MLflow run at {without_password(self.uri)}: {error}; {_CURE}") from error
         run = StageRun(client, run_id)
         run.logger = StageLogger(run, self.experiment)
         return run
@@ -340,6 +338,6 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri[len(_SQLITE) :].partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
     """Return the URI without user and password, for messages."""
     return re.sub(r"//[^/@]*@", "//", uri)

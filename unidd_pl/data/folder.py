@@ -122,21 +122,25 @@ class ImageFolderData(ImageData):
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(Path(entry.name))))
     if not names:
         raise ValueError(f"{folder} is empty: expected one folder of images for each class")
     return names
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not _hidden(path))
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not _hidden(path.relative_to(folder))
+    )
     if not files:
         raise ValueError(f"{folder} holds no images: expected files such as .png or .jpg; fill the folder or remove it")
     return files
 
 
 def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")  # such as .ipynb_checkpoints and the ._ files that macOS leaves
+    return any(
+        part.startswith(".") for part in path.parts
+    )  # such as .ipynb_checkpoints and the ._ files that macOS leaves
 
 
 def _probe(path: Path) -> tuple[str, tuple[int, int]]:

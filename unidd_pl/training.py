@@ -1,0 +1,100 @@
+"""Running a Lightning Trainer as one stage among several: quiet, with one progress bar, and stoppable."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from unidd_pl.progress import RunProgressBar
+
+
+class Stopped(Exception):
+    """A command was stopped by a signal.
+
+    Args:
+        number: Number of the signal.
+        message: What to tell the person who stopped it.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's start-up notes and its advice on what a stage has chosen on purpose."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Images in memory need no worker processes.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # The log interval is set for long runs; short ones simply log less.
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            # A GPU left idle on purpose (--trainer.accelerator cpu) is no mistake.
+            warnings.filterwarnings("ignore", message=".*available but not used.*")
+            # Lightning 2.6 asks torch 2.15 for a name that torch has renamed.
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def is_logged_step(trainer: L.Trainer) -> bool:
+    """Return whether Lightning's loggers take the figures of the step in hand.
+
+    To log on other steps would cost time, and would show a logger figures of an earlier step as this one's.
+    """
+    interval = int(getattr(trainer, "log_every_n_steps"))  # noqa: B009 - mypy does not know the attribute
+    return interval > 0 and (trainer.global_step + 1) % interval == 0
+
+
+def train(
+    module: L.LightningModule,
+    *,
+    label: str,
+    epochs: int,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    logger: Logger | bool = False,
+) -> L.Trainer:
+    """Train a module on one device, with a progress bar and without checkpoints.
+
+    Args:
+        module: The module; it has its own training loader.
+        label: What the progress bar says.
+        epochs: Epochs of training.
+        accelerator: Lightning's accelerator.
+        precision: Lightning's precision.
+        logger: Lightning logger.
+
+    Raises:
+        Stopped: After Ctrl-C or SIGTERM, which Lightning would turn into exit statuses 1 and 0.
+    """
+    with quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]  # Lightning checks the name
+            logger=logger,
+            callbacks=[RunProgressBar(label)],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module)
+        except SystemExit as error:
+            number = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
+            raise Stopped(number, f"{label}: stopped in epoch {trainer.current_epoch + 1} of {epochs}") from error
+    return trainer
