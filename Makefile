@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt docker/install.sh
 
 demo: $(INSTALLED)  ## distil the embedded digits with CFM and evaluate them (about 2 minutes, no download)
 	$(BIN)/unidd fit --config configs/cfm_digits.yaml --overwrite true
-	$(BIN)/unidd evaluate --config configs/eval_digits.yaml --distilled $(DEMO)/distilled.safetensors
+	$(BIN)/unidd evaluate --config configs/eval_digits.yaml --distilled $(DEMO)/distilled.safetensors --overwrite true
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/pytest

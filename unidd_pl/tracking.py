@@ -159,16 +159,16 @@ class Tracking:
 
     def _experiment_id(self, client: Client) -> str:
         if found := client.get_experiment_by_name(self.experiment):
-            return found.experiment_id
+            return str(found.experiment_id)
         path = _sqlite_path(self.uri)
         # Beside the database: MLflow's own choice is ./mlruns of wherever the command was typed.
         artifacts = None if path is None else (path.absolute().parent / "mlartifacts").as_uri()
         try:
-            return client.create_experiment(self.experiment, artifact_location=artifacts)
+            return str(client.create_experiment(self.experiment, artifact_location=artifacts))
         except Exception:
             # Another process of a sweep may have created it in the meantime.
             if found := client.get_experiment_by_name(self.experiment):
-                return found.experiment_id
+                return str(found.experiment_id)
             raise
 
 
