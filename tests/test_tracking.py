@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
 from unidd_pl import tracking as tracking_file
+from unidd_pl.console import Stopped
 from unidd_pl.tracking import Tracking
 
 
@@ -290,6 +292,7 @@ def test_disabled_needs_no_mlflow(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.modules["mlflow"] = None  # importing it raises
+from unidd_pl.console import Stopped
 from unidd_pl.tracking import Tracking
 tracking = Tracking(enabled=False)
 with tracking.run("teacher", "name", {"a": "b"}, "c: 1") as run:
@@ -304,3 +307,12 @@ assert not [name for name in sys.modules if name.split(".")[0] == "mlflow"]
     )
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_that_was_stopped_is_killed_not_failed(tmp_path: Path) -> None:
+    tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(Stopped), tracking.run("teacher", "stopped") as run:
+        raise Stopped(signal.SIGINT, "stopped in epoch 3 of 9")
+    from mlflow.tracking import MlflowClient
+
+    assert MlflowClient(tracking.uri).get_run(str(run.run_id)).info.status == "KILLED"

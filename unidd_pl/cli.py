@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from unidd_pl import __version__
 from unidd_pl.allocator import keep_large_blocks
+from unidd_pl.console import Stopped
 
 COMMANDS = {
     "fit": "distil a training set: teacher and statistics where missing, then the synthetic images",
@@ -34,14 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         _dispatch(arguments)
     except KeyboardInterrupt:
         _end(EXIT_BY_SIGNAL + signal.SIGINT, "stopped")
+    except Stopped as stop:
+        _end(EXIT_BY_SIGNAL + stop.number, str(stop))
     except Exception as error:
         if os.environ.get("UNIDD_DEBUG") == "1":
             raise
         # By name: to import Lightning here would cost seconds where it is not needed.
-        kind = type(error).__name__
-        if kind in ("Stopped", "Interrupted"):
-            _end(EXIT_BY_SIGNAL + int(getattr(error, "number")), str(error))  # noqa: B009
-        if isinstance(error, (ValueError, OSError, ArgumentError)) or kind == "MisconfigurationException":
+        misconfigured = type(error).__name__ == "MisconfigurationException"
+        if misconfigured or isinstance(error, (ValueError, OSError, ArgumentError)):
             _end(EXIT_BAD_INPUT, f"error: {error}")
         raise
 

@@ -23,7 +23,7 @@ from unidd_pl.features import conv_layers
 from unidd_pl.files import check_writable
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
-from unidd_pl.resume import Interrupted, ResumePoint, check_checkpoint
+from unidd_pl.resume import ResumePoint, check_checkpoint
 from unidd_pl.spectral import ConstantCurriculum
 from unidd_pl.stages import statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
@@ -121,11 +121,7 @@ class DistillationRun:
         (self.output / CONFIG_FILE).write_text(self.config)
         tags = self._tags(teacher, statistics)
         with self.tracking.run("distillation", self.output.name, tags, self.config) as run:
-            try:
-                self._distil(run, checkpoint)
-            except Interrupted:
-                run.close("KILLED")
-                raise
+            self._distil(run, checkpoint)
             distilled = store.assemble(
                 self.module.schedule, self._manifest(teacher, statistics), self.module.run_digest
             )

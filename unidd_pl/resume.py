@@ -13,8 +13,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from unidd_pl.console import Stopped
 from unidd_pl.files import atomic_write
-from unidd_pl.training import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

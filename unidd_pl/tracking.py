@@ -24,6 +24,8 @@ import yaml
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from unidd_pl.console import Stopped
+
 # mlflow.tracking.MlflowClient and mlflow.entities.Metric. To name them for type checkers would make jsonargparse
 # import mlflow at every start: it runs TYPE_CHECKING blocks to resolve annotations.
 Client = Any
@@ -102,7 +104,7 @@ class Tracking:
                 run.params(_flatten(yaml.safe_load(config)))
                 run.text(config, "config.yaml")
             yield run
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, Stopped):
             # Lightning turns Ctrl-C into sys.exit(1) and SIGTERM into a SystemExit.
             run.close("KILLED")
             raise

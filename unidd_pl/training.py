@@ -11,20 +11,8 @@ from contextlib import contextmanager
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from unidd_pl.console import Stopped
 from unidd_pl.progress import RunProgressBar
-
-
-class Stopped(Exception):
-    """A command was stopped by a signal.
-
-    Args:
-        number: Number of the signal.
-        message: What to tell the person who stopped it.
-    """
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
 
 
 @contextmanager
