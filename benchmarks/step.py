@@ -52,7 +52,7 @@ def make_step(network_name: str, count: int, *, spectral: bool) -> Callable[[], 
 
     def matching(features: list[Tensor]) -> Tensor:
         used = running.combine([Moments.of(x) for x in features])
-        return term_distances(method, real, used, BETA).sum()
+        return term_distances(method, real, used, [BETA] * len(used)).sum()
 
     def step() -> None:
         nonlocal iteration

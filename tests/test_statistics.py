@@ -16,7 +16,7 @@ from unidd_pl import statistics as statistics_file
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import FeatureTap
 from unidd_pl.networks import build_network
-from unidd_pl.spectral import SIGNALS, Signal
+from unidd_pl.spectral import DM, SIGNALS, Signal
 from unidd_pl.stages import device_of, statistics_stage
 from unidd_pl.statistics import (
     Statistics,
@@ -286,7 +286,7 @@ class TestStage:
         tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        asked: Any = (tiny_teacher, folder_data, LAYERS, "class", tmp_path, Tracking(enabled=False))
+        asked: Any = (tiny_teacher, folder_data, DM(), "class", tmp_path, Tracking(enabled=False))
         first = statistics_stage(StatisticsRecipe(), *asked, accelerator="cpu")
         assert "2 layers, signal class, 30 images, gathered and kept in" in capsys.readouterr().out
         second = statistics_stage(StatisticsRecipe(), *asked, accelerator="cpu")

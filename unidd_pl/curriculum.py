@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics as statistics_of_numbers
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,8 @@ class CurriculumCallback(L.Callback):
 
     A run that resumes in the middle of a round gets no call at the start of that round, so β is set at
     the start of the training too. It follows from the module's own place, never from a counter here.
+
+    Logged as ``beta``, the geometric mean over layers, and as ``beta/<layer>`` where layers differ.
 
     Args:
         curriculum: β as a function of the round.
@@ -57,11 +60,19 @@ class CurriculumCallback(L.Callback):
         if not isinstance(pl_module, DistillationModule):
             raise ValueError(f"got a {type(pl_module).__name__}, expected a DistillationModule")
         round_index = min(pl_module.position.round_index, pl_module.ipc - 1)
-        pl_module.round_beta = self.curriculum.beta_at(pl_module.beta, round_index, pl_module.ipc)
+        statistics = pl_module.real.statistics
+        betas = self.curriculum.betas_at(pl_module.beta, round_index, pl_module.ipc, statistics.spectra)
+        pl_module.round_betas = betas
+        figures = {"beta": statistics_of_numbers.geometric_mean(betas)}
+        if len(set(betas)) > 1:
+            figures |= {f"beta/{layer}": beta for layer, beta in zip(statistics.layers, betas, strict=True)}
         for logger in trainer.loggers:
-            logger.log_metrics({"beta": pl_module.round_beta}, step=pl_module.step)
+            logger.log_metrics(figures, step=pl_module.step)
 
 
 def _describe(curriculum: Curriculum) -> str:
-    settings = ", ".join(f"{name}={value}" for name, value in sorted(vars(curriculum).items()))
+    settings = ", ".join(
+        f"{name}={_describe(value) if isinstance(value, Curriculum) else value}"
+        for name, value in sorted(vars(curriculum).items())
+    )
     return f"{type(curriculum).__name__}({settings})"

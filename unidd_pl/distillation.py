@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
 from unidd_pl.data.images import LabelledImages
-from unidd_pl.features import FeatureTap
+from unidd_pl.features import FeatureTap, layers_to_tap
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import (
     Method,
@@ -28,6 +28,7 @@ from unidd_pl.spectral import (
     RunningMoments,
     Signal,
     filtered,
+    largest_eigenvalues,
     least_norms,
     term_distances,
 )
@@ -160,9 +161,12 @@ class DistillationModule(L.LightningModule):
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
-        self._round_beta = beta
+        self._round_betas: tuple[float, ...] = ()
         self._targets: list[tuple[Tensor, ...]] | None = None  # real side, filtered with the β of the round
         self._least_norms: Tensor | None = None  # (l, t), what it has to reach to divide by it
+        self._real_moments: list[
+            Moments
+        ] = []  # in the precision and on the device of the images, for two-sided filters
         self._batch_moments: list[Moments] = []  # of the last forward pass
 
     # ---- set-up ----
@@ -175,8 +179,15 @@ class DistillationModule(L.LightningModule):
             store: Where finished chunks go.
 
         Raises:
-            ValueError: If a class has too few images to start from, or the statistics hold another signal.
+            ValueError: If a class has too few images to start from, or the statistics hold another signal or
+                other layers.
         """
+        expected = layers_to_tap(real.teacher.network, self.method.layers)
+        if real.statistics.layers != expected:
+            raise ValueError(
+                f"method {self.method.name} matches the inputs of the layers {expected}, got statistics of "
+                f"{real.statistics.layers}"
+            )
         if real.statistics.signal != self.signal:
             raise ValueError(f"got statistics of the signal {real.statistics.signal!r}, expected {self.signal!r}")
         self.spec = real.teacher.spec
@@ -186,6 +197,7 @@ class DistillationModule(L.LightningModule):
         self.running_moments = RunningMoments(self.running_mode) if self.running != "off" else None
         # Inside RealSide the teacher is no submodule: it stays out of the checkpoint and out of .train().
         self.real = real
+        self._round_betas = (self.beta,) * len(expected)
         self._store = store
         self._use_chunk_shape()
 
@@ -207,15 +219,15 @@ class DistillationModule(L.LightningModule):
         return self.schedule.at(max(0, self.step - 1))
 
     @property
-    def round_beta(self) -> float:
-        """β in force. Setting it also filters the real side anew when it is next needed."""
-        return self._round_beta
+    def round_betas(self) -> tuple[float, ...]:
+        """β in force, one for each layer. Setting them also filters the real side anew when it is next needed."""
+        return self._round_betas
 
-    @round_beta.setter
-    def round_beta(self, value: float) -> None:
-        if value != self._round_beta:
-            self._targets = None
-        self._round_beta = value
+    @round_betas.setter
+    def round_betas(self, values: tuple[float, ...]) -> None:
+        if values != self._round_betas:
+            self._targets = self._least_norms = None
+        self._round_betas = values
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam; it is made fresh and its rate set along the cosine as chunks go by."""
@@ -285,15 +297,17 @@ class DistillationModule(L.LightningModule):
             batch = [Moments.of(x, weights) for x in features]
             self._batch_moments = [moments.detach() for moments in batch]
             used = self.running_moments.combine(batch) if self.running_moments else batch
-            real = self._filtered_real()
+            largest = largest_eigenvalues(self._real_largest(), used) if self.method.two_sided else None
+            real = self._filtered_real(largest)
             return term_distances(
                 self.method,
                 real,
                 used,
-                self.round_beta,
+                self.round_betas,
+                largest=largest,
                 columns=self._compared_classes(),
                 relative=self.relative,
-                least=self._least_norms,
+                least=self._least(),
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -354,7 +368,7 @@ class DistillationModule(L.LightningModule):
             "pixel type": self._store.dtype,
             "teacher": self.real.teacher.fingerprint,
             "statistics": self.real.statistics.fingerprint,
-            "method": [self.method.name, *self.method.term_names],
+            "method": [self.method.name, *(term.description for term in self.method.terms)],
             **{
                 name: getattr(self, name)
                 for name in (
@@ -404,15 +418,37 @@ class DistillationModule(L.LightningModule):
         first = 0 if self.running_moments else last.start
         return torch.arange(first, last.stop, device=self.device)
 
-    def _filtered_real(self) -> list[tuple[Tensor, ...]]:
-        if self._targets is None:
-            moments = self.real.statistics.moments
+    def _filtered_real(self, largest: list[Tensor] | None) -> list[tuple[Tensor, ...]]:
+        """Return f(Ψ) g(Φ) of the real side: kept for the round, or made anew where both sides have a part in f."""
+        if largest is not None:
+            like = self.images
+            self._real_moments = self._real_moments or [
+                one.to(dtype=like.dtype, device=like.device) for one in self.real.statistics.moments
+            ]
             with torch.no_grad():
-                wide = [filtered(self.method, one, self.round_beta) for one in moments]
-                least = least_norms(self.method, moments, self.round_beta)
+                return [
+                    filtered(self.method, *one)
+                    for one in zip(self._real_moments, self.round_betas, largest, strict=True)
+                ]
+        if self._targets is None:
+            with torch.no_grad():
+                wide = [
+                    filtered(self.method, *one)
+                    for one in zip(self.real.statistics.moments, self.round_betas, strict=True)
+                ]
             self._targets = [tuple(value.to(self.images) for value in values) for values in wide]
-            self._least_norms = least.to(self.images)
         return self._targets
+
+    def _least(self) -> Tensor | None:
+        """Return what a real side's norm has to reach to be a scale; None where distances are absolute."""
+        if self.relative and self._least_norms is None:
+            with torch.no_grad():
+                least = least_norms(self.method, self.real.statistics.moments, self.round_betas)
+            self._least_norms = least.to(self.images)
+        return self._least_norms
+
+    def _real_largest(self) -> list[Tensor]:
+        return [spectrum[-1] for spectrum in self.real.statistics.spectra]
 
     def _log(self, loss: Tensor, cross_entropy: Tensor, distances: Tensor) -> None:
         self.log("loss/total", loss.detach(), prog_bar=True)
@@ -430,12 +466,17 @@ class DistillationModule(L.LightningModule):
         ]
         reason = f"features that are not finite in layer {', '.join(layers)}" if layers else str(error)
         return (
-            f"the loss is not finite in {self.position}, β = {self.round_beta:g}: {reason}; expected finite values. "
+            f"the loss is not finite in {self.position}, β = {self._betas_text}: {reason}; expected finite values. "
             "Lower --model.init_args.lr or raise --model.init_args.beta"
         )
 
+    @property
+    def _betas_text(self) -> str:
+        distinct = sorted(set(self.round_betas))
+        return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
+
     def _non_finite(self, cross_entropy: Tensor, distances: Tensor) -> str:
-        where = f"{self.position}, β = {self.round_beta:g}"
+        where = f"{self.position}, β = {self._betas_text}"
         bad = [
             f"layer {layer} ({term})"
             for layer, row in zip(self.real.statistics.layers, distances, strict=True)

@@ -8,6 +8,8 @@ from types import TracebackType
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from unidd_pl.spectral import Layers
+
 _SHORTCUT_NAMES = frozenset({"downsample", "shortcut"})  # as torchvision, timm and the field name them
 
 
@@ -28,6 +30,30 @@ def conv_layers(network: nn.Module) -> tuple[str, ...]:
             "teacher, or name the layers"
         )
     return names
+
+
+def batchnorm_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of all two-dimensional BatchNorms in the order of registration.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    names = tuple(name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d))
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has no BatchNorm2d layers to match: use a teacher with BatchNorm, or a method "
+            "that matches convolutions"
+        )
+    return names
+
+
+def layers_to_tap(network: nn.Module, kind: Layers) -> tuple[str, ...]:
+    """Return the names of the layers of a kind whose inputs a method matches.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    return batchnorm_layers(network) if kind == "batchnorm" else conv_layers(network)
 
 
 class FeatureTap:

@@ -19,7 +19,6 @@ from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule, RealSide
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.exports import picture
-from unidd_pl.features import conv_layers
 from unidd_pl.files import check_writable
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
@@ -176,12 +175,11 @@ class DistillationRun:
         )
 
     def _statistics(self, teacher: Teacher) -> Statistics:
-        layers = conv_layers(teacher.network)
         return statistics_stage(
             self.statistics_recipe,
             teacher,
             self.data,
-            layers,
+            self.module.method,
             self.module.signal,
             self.cache,
             self.tracking,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -11,10 +10,11 @@ import torch
 
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
+from unidd_pl.features import layers_to_tap
 from unidd_pl.files import check_writable
 from unidd_pl.pretraining import TeacherRecipe, is_cached, obtain_teacher
-from unidd_pl.spectral import Signal
-from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics
+from unidd_pl.spectral import Method, Signal
+from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics, running_statistics
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import Tracking
 from unidd_pl.training import quiet_lightning
@@ -67,7 +67,7 @@ def statistics_stage(
     recipe: StatisticsRecipe,
     teacher: Teacher,
     data: ImageData,
-    layers: Sequence[str],
+    method: Method,
     signal: Signal,
     cache: Path,
     tracking: Tracking,
@@ -75,11 +75,15 @@ def statistics_stage(
     accelerator: str = "auto",
     config: str | None = None,
 ) -> Statistics:
-    """Return the real moments, gathering them where they are missing; say which it was.
+    """Return the real moments that a method needs, gathering them where they are missing; say which it was.
 
     Raises:
-        ValueError: If given statistics do not fit the teacher or the data.
+        ValueError: If given statistics do not fit the teacher or the data, or the teacher has no layers to match.
     """
+    layers = layers_to_tap(teacher.network, method.layers)
+    if method.layers == "batchnorm" and signal == "mean" and method.needs_only_variances and recipe.file is None:
+        say(f"Statistics: {len(layers)} layers, signal mean, the running statistics of the teacher's BatchNorms")
+        return running_statistics(teacher, layers)
     folder = cache / "statistics"
     statistics, path, gathered = obtain_statistics(
         recipe, teacher, data, layers, signal, folder, device=device_of(accelerator)

@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -68,6 +69,11 @@ class Statistics:
         """Hexadecimal digest of what the moments depend on."""
         return _digest(self.made_from)
 
+    @cached_property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """Eigenvalues of the FFC of each layer, (c,), ascending and ≥ 0, float64."""
+        return tuple(torch.linalg.eigvalsh(one.ffc.double()).clamp_min(0) for one in self.moments)
+
 
 def label_weights(signal: Signal, labels: Tensor, logits: Tensor) -> Tensor | None:
     """Return the weight of each image for each class in the FLC, (n, k), or None for ``mean``.
@@ -97,6 +103,33 @@ def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal:
         "signal": signal,
         "transform": "none",
     }
+
+
+def running_statistics(teacher: Teacher, layers: Sequence[str]) -> Statistics:
+    """Return the moments that BatchNorm layers keep of their inputs: channel means and variances, nothing else.
+
+    Args:
+        teacher: The frozen teacher.
+        layers: Names of its BatchNorm layers.
+
+    Returns:
+        Statistics of the signal ``mean`` with a diagonal FFC.
+    """
+    modules = dict(teacher.network.named_modules())
+    moments = [_running_moments(cast("nn.BatchNorm2d", modules[name]), name) for name in layers]
+    made_from = {"teacher": teacher.fingerprint, "layers": list(layers), "signal": "mean", "real side": "BatchNorm"}
+    return Statistics(tuple(layers), tuple(moments), "mean", made_from)
+
+
+def _running_moments(layer: nn.BatchNorm2d, name: str) -> Moments:
+    if layer.running_mean is None or layer.running_var is None:
+        raise ValueError(
+            f"layer {name} keeps no running statistics (track_running_stats=False): use another teacher, or another "
+            "signal than mean, which gathers moments from the data"
+        )
+    mean, variance = layer.running_mean.double().cpu(), layer.running_var.double().cpu()
+    none = mean.new_zeros(0)
+    return Moments(mean.new_ones(()), mean, torch.diag(variance), none, mean.new_zeros(len(mean), 0))
 
 
 @torch.no_grad()  # not inference_mode, whose tensors no later loss could use

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def layers(seeds: tuple[int, ...], signal: str) -> list[Moments]:
     return [draw_moments(seed, signal, c=3 + index) for index, seed in enumerate(seeds)]
 
 
+def distances_of(
+    method: Method, real: list[tuple[Tensor, ...]], synthetic: list[Moments], beta: float, **options: Any
+) -> Tensor:
+    """`term_distances` with one β for all layers."""
+    return term_distances(method, real, synthetic, [beta] * len(real), **options)
+
+
 class TestTermDistances:
     @every_method
     @pytest.mark.parametrize("signal", ["mean", "class"])
@@ -54,7 +62,7 @@ class TestTermDistances:
         self, seed: int, signal: str, method: Method, response: Callable[[np.ndarray], np.ndarray]
     ) -> None:
         real, synthetic = layers((seed, seed + 10), signal), layers((seed + 20, seed + 30), signal)
-        actual = term_distances(method, [filtered(method, m, BETA) for m in real], synthetic, BETA)
+        actual = distances_of(method, [filtered(method, m, BETA) for m in real], synthetic, BETA)
         expected = np.empty((2, 2))
         for index, (one, other) in enumerate(zip(real, synthetic, strict=True)):
             f, f_s = by_eigenvalues(one.ffc, response), by_eigenvalues(other.ffc, response)
@@ -73,7 +81,7 @@ class TestTermDistances:
         real = [filtered(method, Moments.of(features, labels), BETA)]
         pixels = features.clone().requires_grad_()
         for relative in (False, True):
-            distances = term_distances(method, real, [Moments.of(pixels, labels)], BETA, relative=relative)
+            distances = distances_of(method, real, [Moments.of(pixels, labels)], BETA, relative=relative)
             assert distances.shape == (1, 2)
             assert not distances.any()
             (gradient,) = torch.autograd.grad(distances.sum(), pixels)
@@ -87,7 +95,7 @@ class TestTermDistances:
         features = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 3, 2, 2))).requires_grad_()
         labels = torch.eye(2, dtype=torch.float64)[[0, 1, 0, 1]] if signal == "class" else None
         assert torch.autograd.gradcheck(
-            lambda x: term_distances(method, real, [Moments.of(x, labels)], BETA), (features,)
+            lambda x: distances_of(method, real, [Moments.of(x, labels)], BETA), (features,)
         )
 
     @every_method
@@ -97,8 +105,8 @@ class TestTermDistances:
     ) -> None:
         real, synthetic = draw_moments(0, "class"), draw_moments(1, "class")
         targets = [filtered(method, real, BETA)]
-        whole = term_distances(method, targets, [synthetic], BETA)
-        actual = term_distances(method, targets, [synthetic], BETA, columns=torch.tensor(chosen))
+        whole = distances_of(method, targets, [synthetic], BETA)
+        actual = distances_of(method, targets, [synthetic], BETA, columns=torch.tensor(chosen))
         f, f_s = by_eigenvalues(real.ffc, response), by_eigenvalues(synthetic.ffc, response)
         difference = f @ real.flc.numpy()[:, chosen] - f_s @ synthetic.flc.numpy()[:, chosen]
         np.testing.assert_allclose(actual[0, 1], np.linalg.norm(difference), rtol=1e-10)
@@ -112,7 +120,7 @@ class TestTermDistances:
         labels = torch.eye(4, dtype=torch.float64)[[1, 3]]
         real = draw_moments(1, "class")
         chunk = Moments.of(torch.from_numpy(pooled), labels)
-        actual = term_distances(method, [filtered(method, real, BETA)], [chunk], BETA, columns=torch.tensor([1, 3]))
+        actual = distances_of(method, [filtered(method, real, BETA)], [chunk], BETA, columns=torch.tensor([1, 3]))
         expected = np.linalg.norm(real.flc.numpy()[:, [1, 3]] - pooled.T / 4)
         np.testing.assert_allclose(actual, [[expected]], rtol=1e-12)
 
@@ -120,8 +128,8 @@ class TestTermDistances:
         method = HFM()
         targets, synthetic = [filtered(method, draw_moments(0), BETA)], [draw_moments(1)]
         torch.testing.assert_close(
-            term_distances(method, targets, synthetic, BETA, columns=torch.tensor([2, 3])),
-            term_distances(method, targets, synthetic, BETA),
+            distances_of(method, targets, synthetic, BETA, columns=torch.tensor([2, 3])),
+            distances_of(method, targets, synthetic, BETA),
         )
 
     @every_method
@@ -132,8 +140,8 @@ class TestTermDistances:
         real, synthetic = draw_moments(0, "class"), draw_moments(1, "class")
         columns = None if chosen is None else torch.tensor(chosen)
         targets = [filtered(method, real, BETA)]
-        plain = term_distances(method, targets, [synthetic], BETA, columns=columns)
-        relative = term_distances(method, targets, [synthetic], BETA, columns=columns, relative=True)
+        plain = distances_of(method, targets, [synthetic], BETA, columns=columns)
+        relative = distances_of(method, targets, [synthetic], BETA, columns=columns, relative=True)
         f = by_eigenvalues(real.ffc, response)
         flc = real.flc.numpy() if chosen is None else real.flc.numpy()[:, chosen]
         norms = [np.linalg.norm(f), np.linalg.norm(f @ flc)]
@@ -147,7 +155,7 @@ class TestTermDistances:
                 for seed in (0, 1)
             )
             beta = BETA * unit**2  # β is in units of the eigenvalues
-            return term_distances(method, [filtered(method, real, beta)], [synthetic], beta, relative=True)
+            return distances_of(method, [filtered(method, real, beta)], [synthetic], beta, relative=True)
 
         torch.testing.assert_close(scaled(7.0), scaled(1.0), rtol=1e-9, atol=0)
 
@@ -157,7 +165,7 @@ class TestTermDistances:
         features[:, 2:5] = 0
         real = [filtered(method, draw_moments(1, c=6).to(dtype=torch.float32), BETA)]
         features.requires_grad_()
-        term_distances(method, real, [Moments.of(features)], BETA).sum().backward()
+        distances_of(method, real, [Moments.of(features)], BETA).sum().backward()
         assert features.grad is not None
         assert features.grad.isfinite().all()
 
@@ -165,9 +173,9 @@ class TestTermDistances:
     def test_autocast_changes_nothing(self, method: Method) -> None:
         """DESIGN.md, mathematics: float32 or better, autocast off around the loss."""
         real, synthetic = (draw_moments(seed, "class").to(dtype=torch.float32) for seed in (0, 1))
-        expected = term_distances(method, [filtered(method, real, BETA)], [synthetic], BETA)
+        expected = distances_of(method, [filtered(method, real, BETA)], [synthetic], BETA)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = term_distances(method, [filtered(method, real, BETA)], [synthetic], BETA)
+            actual = distances_of(method, [filtered(method, real, BETA)], [synthetic], BETA)
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
@@ -175,7 +183,7 @@ class TestTermDistances:
         method = HFM()
         moments = draw_moments(0)
         with pytest.raises(ValueError, match=r"shorter|longer"):
-            term_distances(method, [filtered(method, moments, BETA)], [moments, moments], BETA)
+            distances_of(method, [filtered(method, moments, BETA)], [moments, moments], BETA)
 
 
 class TestFiltered:
@@ -203,7 +211,7 @@ class TestFiltered:
             def __init__(self, factor: float) -> None:
                 self.factor = factor
 
-            def matrix(self, ffc: Tensor, beta: float) -> Tensor:
+            def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
                 return self.factor * ffc
 
         method = Method("two", "low", [Term(Scaled(2.0), "ffc"), Term(Scaled(3.0), "ffc")])
@@ -216,9 +224,9 @@ class TestFiltered:
         class Counting(Resolvent):
             calls = 0
 
-            def matrix(self, ffc: Tensor, beta: float) -> Tensor:
+            def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
                 self.calls += 1
-                return super().matrix(ffc, beta)
+                return super().matrix(ffc, beta, largest)
 
         counting = Counting()
         filtered(Method("m", "high", [Term(counting, "ffc"), Term(counting, "flc")]), draw_moments(0), BETA)
@@ -252,7 +260,7 @@ class TestLinearModel:
         dm = Method("dm", "low", [Term(Identity(), "flc")])
         (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
         real, synthetic = (Moments.of(torch.from_numpy(a), torch.from_numpy(b)) for a, b in ((x, y), (x_s, y_s)))
-        term = term_distances(dm, [filtered(dm, real, BETA)], [synthetic], BETA)
+        term = distances_of(dm, [filtered(dm, real, BETA)], [synthetic], BETA)
         expected = 0.0
         for j in range(self.k):
             mean, mean_s = x[y[:, j] == 1].mean(axis=0), x_s[y_s[:, j] == 1].mean(axis=0)
@@ -262,7 +270,7 @@ class TestLinearModel:
     def test_dc_bounds_the_distance_of_the_gradients(self, seed: int) -> None:
         dc = Method("dc", "low", [Term(Linear(), "ffc"), Term(Identity(), "flc")])
         (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
-        distances = term_distances(dc, [filtered(dc, uncentred(x, y), BETA)], [uncentred(x_s, y_s)], BETA)
+        distances = distances_of(dc, [filtered(dc, uncentred(x, y), BETA)], [uncentred(x_s, y_s)], BETA)
         ffc, flc = distances[0].tolist()
         for trial in range(10):
             weights = np.random.default_rng(trial).normal(size=(self.c, self.k))
@@ -284,6 +292,6 @@ class TestLinearModel:
 
         (weights,) = filtered(frepo, uncentred(x, y), BETA)
         np.testing.assert_allclose(weights, ridge(x, y), rtol=1e-9, atol=1e-12)
-        distances = term_distances(frepo, [(weights,)], [uncentred(x_s, y_s)], BETA)
+        distances = distances_of(frepo, [(weights,)], [uncentred(x_s, y_s)], BETA)
         expected = np.linalg.norm(ridge(x, y) - ridge(x_s, y_s))
         np.testing.assert_allclose(distances, [[expected]], rtol=1e-9)

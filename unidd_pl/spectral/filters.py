@@ -7,6 +7,7 @@ Large λ is low frequency (colour, outline), small λ is high frequency (texture
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,40 +20,48 @@ class SpectralFilter(ABC):
     loss. The matrix form avoids the eigendecomposition, whose gradient is NaN at repeated eigenvalues
     (channels that are dead give repeated zeros).
 
+    Attributes:
+        two_sided: Whether f depends on the largest eigenvalue of both sides, so that the real side cannot be
+            filtered ahead of the synthetic one.
+
     References:
         SPEC.md section 2.
     """
 
+    two_sided: ClassVar[bool] = False
+
     @abstractmethod
-    def response(self, eigenvalues: Tensor, beta: float) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return f(λ), elementwise.
 
         Args:
             eigenvalues: λ ≥ 0, any shape.
             beta: Filter parameter β in eigenvalue units; filters without one ignore it.
+            largest: () the largest eigenvalue of both sides, for two-sided filters; None takes that of
+                `eigenvalues`.
         """
 
     @abstractmethod
-    def matrix(self, ffc: Tensor, beta: float) -> Tensor:
-        """Return f(Ψ), (c, c), for Ψ (c, c); the gradient flows."""
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+        """Return f(Ψ), (c, c), for Ψ (c, c); the gradient flows, but not through `largest`."""
 
-    def apply(self, ffc: Tensor, operand: Tensor, beta: float) -> Tensor:
+    def apply(self, ffc: Tensor, operand: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return f(Ψ) g, (c, m), for g (c, m); the gradient flows to both."""
-        return self.matrix(ffc, beta) @ operand
+        return self.matrix(ffc, beta, largest) @ operand
 
 
 class Identity(SpectralFilter):
     """f(λ) = 1: all frequencies as they are (distribution matching)."""
 
-    def response(self, eigenvalues: Tensor, beta: float) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return ones."""
         return torch.ones_like(eigenvalues)
 
-    def matrix(self, ffc: Tensor, beta: float) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return the identity matrix (c, c)."""
-        return torch.eye(ffc.shape[-1], dtype=ffc.dtype, device=ffc.device)
+        return _eye_like(ffc)
 
-    def apply(self, ffc: Tensor, operand: Tensor, beta: float) -> Tensor:
+    def apply(self, ffc: Tensor, operand: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return the operand itself."""
         return operand
 
@@ -60,11 +69,11 @@ class Identity(SpectralFilter):
 class Linear(SpectralFilter):
     """f(λ) = λ: a low-pass filter (gradient matching, LFM)."""
 
-    def response(self, eigenvalues: Tensor, beta: float) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return λ."""
         return eigenvalues
 
-    def matrix(self, ffc: Tensor, beta: float) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return Ψ."""
         return ffc
 
@@ -75,15 +84,107 @@ class Resolvent(SpectralFilter):
     Flat for β well above the spectrum, Ψ⁻¹ for β well below it.
     """
 
-    def response(self, eigenvalues: Tensor, beta: float) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return 1/(λ+β)."""
         return 1 / (eigenvalues + beta)
 
-    def matrix(self, ffc: Tensor, beta: float) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return (Ψ+βI)⁻¹.
 
         Raises:
             torch.linalg.LinAlgError: If Ψ+βI is not positive definite in the working precision.
         """
-        shift = beta * torch.eye(ffc.shape[-1], dtype=ffc.dtype, device=ffc.device)
-        return torch.cholesky_inverse(torch.linalg.cholesky(ffc + shift))
+        return torch.cholesky_inverse(torch.linalg.cholesky(ffc + beta * _eye_like(ffc)))
+
+
+class _GradientDescent(SpectralFilter):
+    """What p steps of gradient descent on ‖XW−Y‖²/2s do, with the step α = a / λ_max.
+
+    λ_max is the larger of the two sides' largest eigenvalues, so that the descent is stable on both and its
+    step the same (the real side's alone would let a wider synthetic spectrum diverge).
+
+    Args:
+        steps: p, the steps of the descent.
+        step_size: a, the step as a share of 1/λ_max; 0 < a < 1.
+
+    Raises:
+        ValueError: If either is out of range.
+    """
+
+    two_sided = True
+
+    def __init__(self, steps: int = 50, step_size: float = 0.5) -> None:
+        name = type(self).__name__
+        if steps < 1:
+            raise ValueError(f"{name}: got steps {steps}, expected at least 1")
+        if not 0 < step_size < 1:
+            raise ValueError(f"{name}: got step_size {step_size}, expected 0 < step_size < 1")
+        self.steps = steps
+        self.step_size = step_size
+
+    def alpha(self, largest: Tensor) -> Tensor:
+        """Return the step α, (), for the largest eigenvalue of both sides; a where that is zero."""
+        return self.step_size / torch.where(largest > 0, largest, torch.ones_like(largest))
+
+    def _damping(self, ffc: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return I − αΨ and α."""
+        alpha = self.alpha(largest_eigenvalue(ffc) if largest is None else largest.to(ffc))
+        return _eye_like(ffc) - alpha * ffc, alpha
+
+
+class LandweberResidual(_GradientDescent):
+    """f(λ) = (1−αλ)^p: what p steps of gradient descent leave of the initial weights (MTT).
+
+    A high-pass filter: the directions of large λ are learnt, and forgotten, first.
+    """
+
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+        """Return (1−αλ)^p."""
+        alpha = self.alpha(eigenvalues.max() if largest is None else largest)
+        return torch.pow(1 - alpha * eigenvalues, self.steps)
+
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+        """Return (I−αΨ)^p by repeated squaring."""
+        damping, _ = self._damping(ffc, largest)
+        power: Tensor = torch.linalg.matrix_power(damping, self.steps)
+        return power
+
+
+class Landweber(_GradientDescent):
+    """f(λ) = h_p(λ) = (1−(1−αλ)^p)/λ: what p steps of gradient descent make of Φ (MTT).
+
+    The filter of Landweber's iteration: 1/λ for the directions that p steps learn, αp for those that they do
+    not reach, so much like a resolvent with β = 1/(αp).
+    """
+
+    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+        """Return h_p(λ), with h_p(0) = αp."""
+        alpha = self.alpha(eigenvalues.max() if largest is None else largest)
+        rate = alpha * eigenvalues
+        # 1 − (1−αλ)^p loses its digits where αλ is small, and the form that keeps them has none where αλ ≥ 1.
+        careful = -torch.expm1(self.steps * torch.log1p(-rate.clamp(max=0.5)))
+        learnt = torch.where(rate < 0.5, careful, 1 - torch.pow(1 - rate, self.steps))
+        safe = torch.where(eigenvalues > 0, eigenvalues, torch.ones_like(eigenvalues))
+        return torch.where(eigenvalues > 0, learnt / safe, alpha * self.steps)
+
+    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+        """Return α Σ_{k<p} (I−αΨ)^k, the geometric sum, doubling its length."""
+        damping, alpha = self._damping(ffc, largest)
+        identity = _eye_like(ffc)
+        # total = Σ_{k<m} Dᵏ and power = Dᵐ, for m the leading bits of p.
+        total, power = identity, damping
+        for bit in f"{self.steps:b}"[1:]:
+            total, power = total + power @ total, power @ power
+            if bit == "1":
+                total, power = identity + damping @ total, damping @ power
+        return alpha * total
+
+
+def largest_eigenvalue(ffc: Tensor) -> Tensor:
+    """Return λ_max(Ψ) ≥ 0 of Ψ (c, c) as a tensor (), without a gradient."""
+    largest: Tensor = torch.linalg.eigvalsh(ffc.detach())[-1].clamp_min(0)
+    return largest
+
+
+def _eye_like(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

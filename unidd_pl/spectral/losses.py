@@ -10,55 +10,75 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unidd_pl.spectral.methods import Method
+from unidd_pl.spectral.filters import largest_eigenvalue
+from unidd_pl.spectral.methods import Method, Term
 from unidd_pl.spectral.moments import Moments
 
 _LEAST_SHARE = 0.01  # of the norm for a Φ of one standard deviation; below it a norm is no scale
 
 
-def filtered(method: Method, moments: Moments, beta: float) -> tuple[Tensor, ...]:
+def filtered(method: Method, moments: Moments, beta: float, largest: Tensor | None = None) -> tuple[Tensor, ...]:
     """Return f(Ψ) g(Φ) for every term of a method.
 
     Args:
         method: The method, t terms.
         moments: Moments of one layer.
         beta: Filter parameter β, eigenvalue units.
+        largest: () the largest eigenvalue of both sides, for two-sided filters; see `largest_eigenvalues`.
 
     Returns:
-        t matrices, (c, c) for the operand ``ffc`` and (c, k) or (c, 1) for ``flc``; the gradient flows.
+        t tensors: (c, c) for the operand ``ffc``, or (c,) where only its diagonal is compared, and (c, k) or
+        (c, 1) for ``flc``; the gradient flows.
     """
     # Autocast would take the products in half precision.
     with torch.autocast(moments.ffc.device.type, enabled=False):
-        return _filtered(method, moments, beta)
+        return _filtered(method, moments, beta, largest)
 
 
-def _filtered(method: Method, moments: Moments, beta: float) -> tuple[Tensor, ...]:
+def _filtered(method: Method, moments: Moments, beta: float, largest: Tensor | None) -> tuple[Tensor, ...]:
     ffc, flc = moments.ffc, moments.flc
     matrices: dict[int, Tensor] = {}  # the terms of a method often share one filter
 
-    def matrix_of(index: int) -> Tensor:
-        key = id(method.terms[index].filter)
+    def matrix_of(term: Term) -> Tensor:
+        key = id(term.filter)
         if key not in matrices:
-            matrices[key] = method.terms[index].filter.matrix(ffc, beta)
+            matrices[key] = term.filter.matrix(ffc, beta, largest)
         return matrices[key]
 
     results: list[Tensor] = []
-    for index, term in enumerate(method.terms):
+    for term in method.terms:
         if term.operand == "ffc":
-            results.append(matrix_of(index))
+            results.append(matrix_of(term).diagonal() if term.diagonal else matrix_of(term))
         elif id(term.filter) in matrices:
-            results.append(matrix_of(index) @ flc)
+            results.append(matrix_of(term) @ flc)
         else:
-            results.append(term.filter.apply(ffc, flc, beta))
+            results.append(term.filter.apply(ffc, flc, beta, largest))
     return tuple(results)
+
+
+def largest_eigenvalues(real: Sequence[Tensor], synthetic: Sequence[Moments]) -> list[Tensor]:
+    """Return the larger λ_max of the two sides for each layer, (), without a gradient.
+
+    Args:
+        real: λ_max of the real FFC, (), for each of l layers.
+        synthetic: Moments of the synthetic images, one a layer.
+
+    References:
+        SPEC.md section 2, the rule for α.
+    """
+    return [
+        torch.maximum(one.to(other.ffc), largest_eigenvalue(other.ffc))
+        for one, other in zip(real, synthetic, strict=True)
+    ]
 
 
 def term_distances(
     method: Method,
     real: Sequence[tuple[Tensor, ...]],
     synthetic: Sequence[Moments],
-    beta: float,
+    betas: Sequence[float],
     *,
+    largest: Sequence[Tensor] | None = None,
     columns: Tensor | None = None,
     relative: bool = False,
     least: Tensor | None = None,
@@ -67,10 +87,11 @@ def term_distances(
 
     Args:
         method: The method, t terms.
-        real: For each of l layers the result of `filtered` on the real moments. It depends on β only
-            and is given, not computed, so that a caller can keep it for a whole round.
+        real: For each of l layers the result of `filtered` on the real moments. Unless a filter is two-sided it
+            depends on β only, and it is given, not computed, so that a caller can keep it for a whole round.
         synthetic: Moments of the synthetic images, one a layer.
-        beta: Filter parameter β, eigenvalue units; the one that `real` was filtered with.
+        betas: Filter parameter β of each layer, eigenvalue units; what `real` was filtered with.
+        largest: () for each layer, what `real` was filtered with; two-sided filters need it.
         columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         relative: Divide each distance by the norm of its real side.
         least: (l, t) the least to divide by, see `least_norms`; None for no limit.
@@ -79,14 +100,18 @@ def term_distances(
         (l, t) distances ≥ 0; the gradient flows to the synthetic moments.
 
     Raises:
-        ValueError: If the two sides do not have the same shapes, as with different signals.
+        ValueError: If the two sides do not have the same shapes, as with different signals, or a two-sided
+            filter is not given what both sides have in common.
 
     References:
         SPEC.md section 2; norms unsquared as in the release.
     """
+    if method.two_sided and largest is None:
+        raise ValueError(f"method {method.name} needs the largest eigenvalues of both sides, got none")
     rows: list[Tensor] = []
-    for targets, moments in zip(real, synthetic, strict=True):
-        values = filtered(method, moments, beta)
+    scales = largest if largest is not None else [None] * len(betas)
+    for targets, moments, beta, scale in zip(real, synthetic, betas, scales, strict=True):
+        values = filtered(method, moments, beta, scale)
         distances: list[Tensor] = []
         for term, target, value in zip(method.terms, targets, values, strict=True):
             if target.shape != value.shape:
@@ -108,7 +133,7 @@ def term_distances(
     return torch.stack(rows)
 
 
-def least_norms(method: Method, moments: Sequence[Moments], beta: float) -> Tensor:
+def least_norms(method: Method, moments: Sequence[Moments], betas: Sequence[float]) -> Tensor:
     """Return what the real side's norm has to reach to be a scale for relative distances, (l, t).
 
     The mean of normalised pixels, Φ of the first layer, is zero up to rounding: to divide by its norm would
@@ -118,10 +143,10 @@ def least_norms(method: Method, moments: Sequence[Moments], beta: float) -> Tens
     Args:
         method: The method, t terms.
         moments: The real moments, one for each of l layers.
-        beta: Filter parameter β, eigenvalue units.
+        betas: Filter parameter β of each layer, eigenvalue units.
     """
     rows: list[Tensor] = []
-    for one in moments:
+    for one, beta in zip(moments, betas, strict=True):
         deviation = one.ffc.diagonal().clamp_min(0).mean().sqrt()
         unit = torch.ones_like(one.flc) * deviation / max(1, len(one.label_weight))  # columns of Φ are means over K
         norms = [
