@@ -16,9 +16,11 @@ from unidd_pl.console import Stopped
 
 COMMANDS = {
     "fit": "distil a training set: teacher and statistics where missing, then the synthetic images",
+    "tune": "choose η and other settings of a distillation on a hold-out of the training set",
     "evaluate": "train fresh networks on a distilled set and on real images, and compare them",
     "pretrain": "train a teacher, or check a given one",
     "statistics": "gather the real moments of a teacher",
+    "methods": "list the methods: band, terms, reference",
     "export": "write a distilled set as a folder of PNG files",
 }
 DEFAULT_CACHE = "runs/cache"
@@ -69,6 +71,10 @@ def _dispatch(arguments: list[str]) -> None:
         _pretrain(rest)
     elif command == "evaluate":
         _evaluate(rest)
+    elif command == "tune":
+        _tune(rest)
+    elif command == "methods":
+        _methods(rest)
     else:
         _export(rest)
 
@@ -84,11 +90,75 @@ def _usage() -> str:
 
 
 def _fit(command: str, arguments: list[str]) -> None:
+    parser = _distillation_parser(command)
+    config, objects = _parsed(parser, arguments)
+    run = _distillation_run(
+        config,
+        objects,
+        objects.data,
+        Path(config.output_dir or f"runs/{_name_of(config)}"),
+        checkpoint=config.ckpt_path,
+        checkpoint_every=config.checkpoint_every,
+        config=_record(parser, config),
+    )
+    if command == "fit":
+        run.fit()
+    else:
+        run.statistics()
+
+
+def _tune(arguments: list[str]) -> None:
+    from unidd_pl.data.holdout import HoldOutData
+    from unidd_pl.fit import DistillationRun
+    from unidd_pl.protocols import Protocol
+    from unidd_pl.tune import Candidate, Tuning
+
+    parser = _distillation_parser("tune")
+    parser.add_class_arguments(Protocol, "protocol")
+    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
+    parser.add_argument("--seeds", type=int, default=1, help="students per candidate")
+    parser.add_argument("--holdout", type=float, default=0.1, help="share of each class's training images")
+    parser.add_argument("--eta", type=float, nargs="+", default=[], help="values of η to try")
+    parser.add_argument("--beta", type=float, nargs="+", default=[], help="values of β to try")
+    parser.add_argument("--relative", type=bool, nargs="+", default=[], help="false, true or both")
+    config, objects = _parsed(parser, arguments)
+
+    def make_run(candidate: Candidate, data: HoldOutData, folder: Path) -> DistillationRun:
+        one = config.clone()
+        for name, value in candidate.items():
+            one[f"model.init_args.{name}"] = value
+        run: DistillationRun = _distillation_run(
+            one,
+            parser.instantiate(one),
+            data,
+            folder,
+            config=_record(parser, one),
+            teacher_data=objects.data,
+        )
+        return run
+
+    Tuning(
+        make_run,
+        objects.data,
+        {name: config[name] for name in ("eta", "beta", "relative") if config[name]},
+        protocol=objects.protocol,
+        network=config.network,
+        seeds=config.seeds,
+        holdout=config.holdout,
+        tracking=objects.tracking,
+        accelerator=str(config.trainer.accelerator),
+        output=Path(config.output_dir or f"runs/{_name_of(config)}_tuning"),
+        overwrite=config.overwrite,
+        config=_record(parser, config),
+    ).run()
+
+
+def _distillation_parser(command: str) -> Any:
+    """Return a parser of everything that a distillation is made from."""
     import lightning as L
 
     from unidd_pl.distillation import DistillationModule
     from unidd_pl.distilled import PixelType
-    from unidd_pl.fit import DistillationRun
     from unidd_pl.pretraining import TeacherRecipe
     from unidd_pl.statistics import StatisticsRecipe
 
@@ -103,27 +173,41 @@ def _fit(command: str, arguments: list[str]) -> None:
     parser.add_argument("--pixel_type", type=PixelType, default="uint8", help="pixels of the distilled set")
     parser.add_argument("--checkpoint_every", type=int, default=500, help="iterations between two checkpoints")
     parser.add_argument("--ckpt_path", type=str, default=None, help="checkpoint to go on from, or 'last'")
-    config, objects = _parsed(parser, arguments)
-    name = Path(str(config.config[0])).stem if config.config else "distillation"
-    run = DistillationRun(
+    return parser
+
+
+def _distillation_run(parsed: Any, objects: Any, data: Any, output: Path, **options: Any) -> Any:
+    """Return the run of a parsed parsed."""
+    from unidd_pl.fit import DistillationRun
+
+    return DistillationRun(
         objects.model,
-        objects.data,
+        data,
         objects.teacher,
         objects.statistics,
         objects.tracking,
         objects.trainer.as_dict(),
-        Path(config.output_dir or f"runs/{name}"),
-        Path(config.cache_dir),
-        checkpoint=config.ckpt_path,
-        checkpoint_every=config.checkpoint_every,
-        overwrite=config.overwrite,
-        pixel_type=config.pixel_type,
-        config=_record(parser, config),
+        output,
+        Path(parsed.cache_dir),
+        overwrite=parsed.overwrite,
+        pixel_type=parsed.pixel_type,
+        **options,
     )
-    if command == "fit":
-        run.fit()
-    else:
-        run.statistics()
+
+
+def _name_of(config: Any) -> str:
+    """Return the name of the config's file."""
+    return Path(str(config.config[0])).stem if config.config else "distillation"
+
+
+def _methods(arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from unidd_pl.catalogue import method_table
+
+    parser = ArgumentParser(prog="unidd methods", description=COMMANDS["methods"], exit_on_error=False)
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    sys.stdout.write(method_table(markdown=parser.parse_args(arguments).markdown) + "\n")
 
 
 def _pretrain(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from unidd_pl import __version__
 from unidd_pl.evaluation import StudentScore
 from unidd_pl.files import atomic_write
 from unidd_pl.protocols import Protocol
+from unidd_pl.tables import text_table
 
 PERCENT = 100
 
@@ -78,21 +79,16 @@ class Comparison:
                 row.name,
                 row.network,
                 str(len(row.scores)),
-                _plus_minus(row.tail_mean),
-                _plus_minus(row.last_epoch),
+                plus_minus(row.tail_mean),
+                plus_minus(row.last_epoch),
             )
             for row in self.rows
             if row.scores
         ]
-        widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-        rule = "  ".join("─" * width for width in widths)
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *body)
-        ]
         title = (
             f"{self.dataset}, {self.ipc} images per class, protocol {self.protocol.label}: top-1 on the test images, %"
         )
-        return "\n".join([title, "", lines[0], rule, *lines[1:]])
+        return f"{title}\n\n{text_table(head, body)}"
 
     def metrics(self) -> dict[str, float]:
         """Return the means and deviations by row, for tracking."""
@@ -162,7 +158,8 @@ def seeds_then_rows(rows: Sequence[Row], seeds: int) -> Iterator[tuple[Row, int]
             yield row, seed
 
 
-def _plus_minus(figure: Figure) -> str:
+def plus_minus(figure: Figure) -> str:
+    """Return mean ± standard deviation in %."""
     mean, spread = figure
     return f"{PERCENT * mean:.1f}" if spread is None else f"{PERCENT * mean:.1f} ± {PERCENT * spread:.1f}"
 

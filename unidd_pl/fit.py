@@ -7,6 +7,7 @@ its Trainer is built.
 from __future__ import annotations
 
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class DistillationRun:
         overwrite: Replace what ``output`` holds.
         pixel_type: Pixels of the distilled set.
         config: Resolved config as YAML, for the record.
+        teacher_data: What the teacher is trained on where it is not ``data``, of which that may be a part.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class DistillationRun:
         overwrite: bool = False,
         pixel_type: PixelType = "uint8",
         config: str = "",
+        teacher_data: ImageData | None = None,
     ) -> None:
         self.module = module
         self.data = data
@@ -101,17 +104,17 @@ class DistillationRun:
         self.overwrite = overwrite
         self.pixel_type: PixelType = pixel_type
         self.config = config
+        self.teacher_data = teacher_data or data
 
     def statistics(self) -> Statistics:
         """Make sure of the teacher and its statistics."""
-        teacher = self._teacher()
-        return self._statistics(teacher)
+        return self._statistics(self.teacher)
 
     def fit(self) -> Path:
         """Distil; return the file of the distilled set."""
         checkpoint = self._checkpoint()
         self._check_before_work(checkpoint)
-        teacher = self._teacher()
+        teacher = self.teacher
         statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
@@ -164,10 +167,12 @@ class DistillationRun:
     def _accelerator(self) -> str:
         return str(self.trainer_arguments.get("accelerator", "auto"))
 
-    def _teacher(self) -> Teacher:
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, trained when it is first asked for and missing."""
         return teacher_stage(
             self.teacher_recipe,
-            self.data,
+            self.teacher_data,
             self.cache,
             self.tracking,
             accelerator=self._accelerator,

@@ -21,6 +21,7 @@ class SpectralFilter(ABC):
     (channels that are dead give repeated zeros).
 
     Attributes:
+        formula: f(λ) as it is written in tables.
         two_sided: Whether f depends on the largest eigenvalue of both sides, so that the real side cannot be
             filtered ahead of the synthetic one.
 
@@ -28,6 +29,7 @@ class SpectralFilter(ABC):
         SPEC.md section 2.
     """
 
+    formula: ClassVar[str] = "f(λ)"
     two_sided: ClassVar[bool] = False
 
     @abstractmethod
@@ -53,6 +55,8 @@ class SpectralFilter(ABC):
 class Identity(SpectralFilter):
     """f(λ) = 1: all frequencies as they are (distribution matching)."""
 
+    formula = "1"
+
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return ones."""
         return torch.ones_like(eigenvalues)
@@ -69,6 +73,8 @@ class Identity(SpectralFilter):
 class Linear(SpectralFilter):
     """f(λ) = λ: a low-pass filter (gradient matching, LFM)."""
 
+    formula = "λ"
+
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return λ."""
         return eigenvalues
@@ -83,6 +89,8 @@ class Resolvent(SpectralFilter):
 
     Flat for β well above the spectrum, Ψ⁻¹ for β well below it.
     """
+
+    formula = "1/(λ+β)"
 
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return 1/(λ+β)."""
@@ -138,6 +146,8 @@ class LandweberResidual(_GradientDescent):
     A high-pass filter: the directions of large λ are learnt, and forgotten, first.
     """
 
+    formula = "(1−αλ)^p"
+
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return (1−αλ)^p."""
         alpha = self.alpha(eigenvalues.max() if largest is None else largest)
@@ -156,6 +166,8 @@ class Landweber(_GradientDescent):
     The filter of Landweber's iteration: 1/λ for the directions that p steps learn, αp for those that they do
     not reach, so much like a resolvent with β = 1/(αp).
     """
+
+    formula = "(1−(1−αλ)^p)/λ"
 
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return h_p(λ), with h_p(0) = αp."""

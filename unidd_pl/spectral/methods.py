@@ -47,6 +47,11 @@ class Term:
         return f"{type(self.filter).__name__.lower()}_{self.operand}{'_diagonal' if self.diagonal else ''}"
 
     @property
+    def formula(self) -> str:
+        """The term as tables write it, for example ``(1/(λ+β), flc)``."""
+        return f"({self.filter.formula}, {self.operand}{' diagonal' if self.diagonal else ''})"
+
+    @property
     def description(self) -> str:
         """Name with the filter's settings, for example ``landweber_flc(step_size=0.5, steps=50)``."""
         settings = ", ".join(f"{name}={value}" for name, value in sorted(vars(self.filter).items()))

@@ -1,0 +1,19 @@
+"""Tables of text: aligned for the terminal, Markdown for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows aligned in columns under a ruled head."""
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    rule = "  ".join("─" * width for width in widths)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *rows)]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a Markdown table; a pipe within a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,198 @@
+"""`unidd tune`: settings of a distillation chosen on a hold-out of the training set, never on test images."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unidd_pl.comparison import PERCENT, Figure, environment, mean_and_std, plus_minus
+from unidd_pl.console import say
+from unidd_pl.data.holdout import HoldOutData
+from unidd_pl.data.module import ImageData
+from unidd_pl.distilled import DistilledSet
+from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
+from unidd_pl.files import atomic_write, check_writable
+from unidd_pl.fit import DistillationRun
+from unidd_pl.networks import build_network
+from unidd_pl.protocols import Protocol
+from unidd_pl.tables import text_table
+from unidd_pl.tracking import Tracking
+
+RESULTS_FILE = "tuning.json"
+
+Candidate = Mapping[str, Any]
+"""Settings of the distillation by name, for example {"eta": 0.1}."""
+
+MakeRun = Callable[[Candidate, HoldOutData, Path], DistillationRun]
+"""Makes the distillation of a candidate on the kept training images, with its results in a folder."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what its students reached on the hold-out."""
+
+    candidate: Candidate
+    scores: tuple[StudentScore, ...]
+
+    @property
+    def tail_mean(self) -> Figure:
+        """Mean and standard deviation over students of the tail mean; what candidates are chosen by."""
+        return mean_and_std([score.tail_mean for score in self.scores])
+
+    @property
+    def last_epoch(self) -> Figure:
+        """Mean and standard deviation over students of the last epoch."""
+        return mean_and_std([score.last_epoch for score in self.scores])
+
+
+class Tuning:
+    """One `unidd tune`: distils every candidate, scores students on the hold-out, names the best.
+
+    The hold-out is taken out before the real moments are gathered and the start images chosen. The teacher,
+    being shared with the final runs, has seen it: scores are a little high, for all candidates alike.
+
+    Args:
+        make_run: Makes the distillation of a candidate.
+        data: The real data.
+        grid: Values to try by setting; candidates are all combinations.
+        protocol: How to train the students.
+        network: Name of the students' architecture.
+        seeds: Students per candidate.
+        holdout: Share of each class's training images to hold out.
+        tracking: Where the tuning is recorded.
+        accelerator: Lightning's accelerator of the students.
+        output: Folder of the results.
+        overwrite: Replace what it holds.
+        config: Resolved config as YAML, for the record.
+
+    Raises:
+        ValueError: If there is nothing to choose from, or the folder holds results.
+    """
+
+    def __init__(
+        self,
+        make_run: MakeRun,
+        data: ImageData,
+        grid: Mapping[str, Sequence[Any]],
+        protocol: Protocol,
+        network: str,
+        seeds: int,
+        holdout: float,
+        tracking: Tracking,
+        accelerator: str,
+        output: Path,
+        *,
+        overwrite: bool = False,
+        config: str = "",
+    ) -> None:
+        self.candidates = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()) if grid]
+        if len(self.candidates) < 2:
+            raise ValueError(
+                f"got {len(self.candidates)} candidate(s), expected at least two values to choose from, for example "
+                "--eta 0.01 0.1 1"
+            )
+        if seeds < 1:
+            raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        self.results = output / RESULTS_FILE
+        if self.results.exists() and not overwrite:
+            raise ValueError(
+                f"{self.results} already holds results: replace them with --overwrite true, or give "
+                "another --output_dir"
+            )
+        check_writable(output)
+        build_network(network, data.spec)
+        self.make_run = make_run
+        self.data = HoldOutData(data, holdout)
+        self.protocol = protocol
+        self.network = network
+        self.seeds = seeds
+        self.holdout = holdout
+        self.tracking = tracking
+        self.accelerator = accelerator
+        self.output = output
+        self.config = config
+        self.trials: list[Trial] = []
+
+    def run(self) -> Trial:
+        """Try all candidates; print the table and the best one."""
+        # All of them before the first: a value that its constructor refuses must not show after hours.
+        runs = [self.make_run(one, self.data, self.output / _name(one)) for one in self.candidates]
+        tags = {"dataset": self.data.dataset_name, "method": runs[0].module.method.name, "protocol": self.protocol.name}
+        with self.tracking.run("tuning", self.output.name, tags, self.config) as record:
+            for number, (candidate, run) in enumerate(zip(self.candidates, runs, strict=True)):
+                say(f"\nCandidate {number + 1} of {len(runs)}: {_name(candidate)}")
+                self.trials.append(Trial(candidate, self._students(run)))
+                record.metrics({"holdout_accuracy": self.trials[-1].tail_mean[0]}, step=number)
+                self._save()
+            record.artifact(self.results)
+            best = self.best
+            record.params({f"best/{name}": value for name, value in best.candidate.items()})
+        say(f"\n{self.table()}\n")
+        say("Best on the hold-out: " + " ".join(f"--model.init_args.{n} {v}" for n, v in best.candidate.items()))
+        say(f"Figures: {self.results}")
+        return best
+
+    @property
+    def best(self) -> Trial:
+        """The candidate with the highest tail mean on the hold-out; the first of equal ones."""
+        return max(self.trials, key=lambda trial: trial.tail_mean[0])
+
+    def table(self) -> str:
+        """Return the trials as text: top-1 on the hold-out in %, mean ± standard deviation over students."""
+        names = list(self.candidates[0])
+        rows = [
+            [
+                *(str(one.candidate[name]) for name in names),
+                str(len(one.scores)),
+                *map(plus_minus, (one.tail_mean, one.last_epoch)),
+            ]
+            for one in self.trials
+        ]
+        title = f"{self.data.dataset_name}, protocol {self.protocol.label}: top-1 on the hold-out, %"
+        return f"{title}\n\n{text_table([*names, 'n', 'tail mean', 'last epoch'], rows)}"
+
+    def _students(self, run: DistillationRun) -> tuple[StudentScore, ...]:
+        distilled = DistilledSet.load(run.fit())
+        return tuple(
+            train_student(
+                self.network,
+                TrainingSet(distilled.images, distilled.labels, distilled.ipc),
+                run.teacher,
+                self.data.test,
+                self.protocol,
+                seed,
+                label=f"Student {seed + 1}/{self.seeds} on {run.output.name}",
+                accelerator=self.accelerator,
+            )
+            for seed in range(self.seeds)
+        )
+
+    def _save(self) -> None:
+        content = {
+            "dataset": self.data.dataset_name,
+            "holdout": self.holdout,
+            "held_out_images": len(self.data.test),
+            "protocol": {**vars(self.protocol)},
+            "network": self.network,
+            "environment": environment(),
+            "best": dict(self.best.candidate),
+            "trials": [
+                {
+                    **one.candidate,
+                    "tail_mean": [PERCENT * score.tail_mean for score in one.scores],
+                    "last_epoch": [PERCENT * score.last_epoch for score in one.scores],
+                }
+                for one in self.trials
+            ],
+            "config": self.config,
+        }
+        with atomic_write(self.results) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _name(candidate: Candidate) -> str:
+    return ",".join(f"{name}={value}" for name, value in candidate.items())
