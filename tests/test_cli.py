@@ -18,8 +18,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from unidd_pl.cli import COMMANDS, main
+from unidd_pl.cli import COMMANDS, distillation_parser, main
 from unidd_pl.distilled import DistilledSet
+from unidd_pl.spectral import METHODS, CosineCurriculum, ReversedCurriculum, ShuffledCurriculum
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FIT = ["fit", "--config", str(CONFIGS / "cfm_digits.yaml")]
@@ -114,6 +115,22 @@ class TestCommands:
         assert scores["protocol"]["name"] == "unidd-release"
         assert scores["protocol"]["epochs"] == 3
         assert [len(row["students"]) for row in scores["rows"]] == [2, 2]
+
+    def test_several_sets_make_one_table(
+        self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main([*FIT, *SHORT, "--model.init_args.eta", "0", "--output_dir", str(tmp_path / "other")])
+        sets = ["runs/cfm_digits/distilled.safetensors", str(tmp_path / "other/distilled.safetensors")]
+        output = tmp_path / "scores.json"
+        main([*EVALUATE, "--distilled", *sets, "--seeds", "1", "--precision", "bf16-mixed", "--output", str(output)])
+        printed = capsys.readouterr().out
+        assert "unidd-release, 3 epochs in bf16-mixed: top-1" in printed
+        for row in ("cfm_digits", "other", "real images"):
+            assert re.search(rf"^{row} +convnet-w64-d2 +1 +\d", printed, re.MULTILINE)
+        scores = json.loads(output.read_text())
+        assert scores["precision"] == "bf16-mixed"
+        fingerprints = [DistilledSet.load(path).fingerprint() for path in sets]
+        assert [row["distilled_set"] for row in scores["rows"]] == [*fingerprints, None]
 
     def test_export_writes_the_same_pixels(self, in_workplace: Path, tmp_path: Path) -> None:
         main(["export", "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(tmp_path / "png")])
@@ -221,6 +238,47 @@ class TestConfigs:
         assert ended.value.code == 0
         assert yaml.safe_load(capsys.readouterr().out)["data"]["class_path"].startswith("unidd_pl.data.")
 
+    def test_every_distillation_config_builds_its_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        parser = distillation_parser("fit")
+        built = {}
+        for path in sorted(CONFIGS.glob("*.yaml")):
+            if re.fullmatch(r"(?!teacher|eval).*_(cifar10|cifar100|digits)", path.stem):  # not an absent folder's
+                objects = parser.instantiate(parser.parse_args(["--config", str(path)]))
+                built[path.stem] = (objects.model, objects.trainer.callbacks or [])
+        for kind in METHODS:
+            for data in ("cifar10", "digits"):
+                module, callbacks = built[f"{kind().name}_{data}"]
+                assert type(module.method) is kind
+                assert bool(callbacks) is kind().scheduled
+        controls = {
+            name.removesuffix("_digits"): one for name, one in built.items() if re.match(r"control.*digits", name)
+        }
+        assert len(controls) == 6
+        assert controls["control_ce_only"][0].eta == 0
+        assert controls["control_ffc_only"][0].method.term_names == ("resolvent_ffc",)
+        assert controls["control_flc_only"][0].method.term_names == ("resolvent_flc",)
+        assert controls["control_running_off"][0].running == "off"
+        for name, kind_of_curriculum in (("reversed", ReversedCurriculum), ("shuffled", ShuffledCurriculum)):
+            (callback,) = controls[f"control_{name}"][1]
+            assert type(callback.curriculum) is kind_of_curriculum
+            assert type(callback.curriculum.curriculum) is CosineCurriculum
+
+    @pytest.mark.parametrize("data", ["cifar10", "digits"])
+    def test_methods_and_controls_differ_in_nothing_but_the_method(self, data: str) -> None:
+        """What a table compares: same data, teacher, start, iterations and augmentation."""
+        own = {"method", "eta", "relative", "signal", "running", "beta"}
+        reference = yaml.safe_load((CONFIGS / f"cfm_{data}.yaml").read_text())
+        for path in CONFIGS.glob(f"*_{data}.yaml"):
+            config = yaml.safe_load(path.read_text())
+            if "model" in config:
+                assert (config["data"], config["teacher"]) == (reference["data"], reference["teacher"])
+                shared, expected = (
+                    {key: value for key, value in one["model"]["init_args"].items() if key not in own}
+                    for one in (config, reference)
+                )
+                assert shared == expected, path
+
     @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "folder"])
     def test_the_stages_of_a_data_set_agree(self, name: str) -> None:
         configs = [yaml.safe_load((CONFIGS / f"{kind}_{name}.yaml").read_text()) for kind in ("teacher", "cfm", "eval")]
@@ -306,6 +364,13 @@ class TestBadInput:
             "--output", str(tmp_path / "scores.json"),
         )  # fmt: skip
         assert "already holds results: replace them with --overwrite true" in message
+
+    def test_sets_that_do_not_belong_in_one_table(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
+        first = "runs/cfm_digits/distilled.safetensors"
+        assert "expected names that differ" in refused(*EVALUATE, "--distilled", first, first)
+        main([*FIT, *SHORT, "--model.init_args.ipc", "1", "--output_dir", str(tmp_path / "fewer")])
+        message = refused(*EVALUATE, "--distilled", first, str(tmp_path / "fewer/distilled.safetensors"))
+        assert "the distilled sets differ in images per class (cfm_digits: 2, fewer: 1)" in message
 
     def test_unknown_student(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
         message = refused(

@@ -21,11 +21,11 @@ def score(seed: int, *accuracies: float) -> StudentScore:
 @pytest.fixture
 def comparison() -> Comparison:
     rows = [
-        Row("distilled", "convnet-w8-d2", [score(0, 0.9, 0.60, 0.64), score(1, 0.1, 0.68, 0.70)]),
+        Row("distilled", "convnet-w8-d2", [score(0, 0.9, 0.60, 0.64), score(1, 0.1, 0.68, 0.70)], "abc123"),
         Row("real", "convnet-w8-d2", [score(0, 0.2, 0.50, 0.60)]),
         Row("not begun", "resnet18"),
     ]
-    return Comparison(Protocol(epochs=3), "toy", 10, {"name": "convnet", "accuracy": 0.8}, "abc123", rows)
+    return Comparison(Protocol(epochs=3), "toy", 10, {"name": "convnet", "accuracy": 0.8}, rows)
 
 
 def test_a_score_has_last_epoch_tail_and_labelled_best() -> None:
@@ -68,7 +68,8 @@ def test_the_dictionary_is_plain_json(comparison: Comparison) -> None:
     read = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert read["dataset"] == "toy"
     assert read["ipc"] == 10
-    assert read["distilled_set"] == "abc123"
+    assert [row["distilled_set"] for row in read["rows"]] == ["abc123", None]
+    assert read["precision"] == "32-true"
     assert read["teacher"] == {"name": "convnet", "accuracy": 0.8}
     assert read["protocol"]["name"] == "unidd-release"
     assert read["protocol"]["epochs"] == 3

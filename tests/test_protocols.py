@@ -98,3 +98,8 @@ def test_the_given_batch_sizes_are_copied() -> None:
 
 def _fifths(epochs: int) -> tuple[int, ...]:
     return epochs // 5, 2 * epochs // 5, 3 * epochs // 5
+
+
+def test_scores_before_the_tail_can_be_left_out() -> None:
+    assert Protocol(epochs=100, early_scores=0).evaluated_epochs() == Protocol(epochs=100).tail_epochs()
+    assert Protocol(epochs=100, early_scores=1).evaluated_epochs()[0] == 33

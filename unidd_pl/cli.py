@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "train fresh networks on a distilled set and on real images, and compare them",
     "pretrain": "train a teacher, or check a given one",
     "statistics": "gather the real moments of a teacher",
+    "spectrum": "show the frequencies of the real features, what methods keep and what distilled sets match",
     "methods": "list the methods: band, terms, reference",
     "export": "write a distilled set as a folder of PNG files",
 }
@@ -71,6 +72,8 @@ def _dispatch(arguments: list[str]) -> None:
         _pretrain(rest)
     elif command == "evaluate":
         _evaluate(rest)
+    elif command == "spectrum":
+        _spectrum(rest)
     elif command == "tune":
         _tune(rest)
     elif command == "methods":
@@ -90,7 +93,7 @@ def _usage() -> str:
 
 
 def _fit(command: str, arguments: list[str]) -> None:
-    parser = _distillation_parser(command)
+    parser = distillation_parser(command)
     config, objects = _parsed(parser, arguments)
     run = _distillation_run(
         config,
@@ -110,13 +113,11 @@ def _fit(command: str, arguments: list[str]) -> None:
 def _tune(arguments: list[str]) -> None:
     from unidd_pl.data.holdout import HoldOutData
     from unidd_pl.fit import DistillationRun
-    from unidd_pl.protocols import Protocol
     from unidd_pl.tune import Candidate, Tuning
 
-    parser = _distillation_parser("tune")
-    parser.add_class_arguments(Protocol, "protocol")
-    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
-    parser.add_argument("--seeds", type=int, default=1, help="students per candidate")
+    parser = distillation_parser("tune")
+    _add_accelerator(parser)
+    _add_student_options(parser, seeds=1)
     parser.add_argument("--holdout", type=float, default=0.1, help="share of each class's training images")
     parser.add_argument("--eta", type=float, nargs="+", default=[], help="values of η to try")
     parser.add_argument("--beta", type=float, nargs="+", default=[], help="values of β to try")
@@ -146,14 +147,15 @@ def _tune(arguments: list[str]) -> None:
         seeds=config.seeds,
         holdout=config.holdout,
         tracking=objects.tracking,
-        accelerator=str(config.trainer.accelerator),
+        accelerator=config.accelerator,
         output=Path(config.output_dir or f"runs/{_name_of(config)}_tuning"),
+        precision=config.precision,
         overwrite=config.overwrite,
         config=_record(parser, config),
     ).run()
 
 
-def _distillation_parser(command: str) -> Any:
+def distillation_parser(command: str) -> Any:
     """Return a parser of everything that a distillation is made from."""
     import lightning as L
 
@@ -200,6 +202,31 @@ def _name_of(config: Any) -> str:
     return Path(str(config.config[0])).stem if config.config else "distillation"
 
 
+def _spectrum(arguments: list[str]) -> None:
+    from unidd_pl.spectrum import SpectrumReport
+
+    parser = distillation_parser("spectrum")
+    parser.add_argument("--distilled", type=str, nargs="+", default=[], help="files written by `unidd fit`")
+    parser.add_argument("--layers", type=str, nargs="+", default=[], help="layers in the figure; default: up to four")
+    parser.add_argument("--pictures", type=bool, default=False, help="draw what each set's low and high band hold")
+    config, objects = _parsed(parser, arguments)
+    SpectrumReport(
+        objects.model,
+        objects.data,
+        objects.teacher,
+        objects.statistics,
+        objects.tracking,
+        objects.trainer.as_dict(),
+        Path(config.output_dir or f"runs/{_name_of(config)}"),
+        Path(config.cache_dir),
+        distilled=[Path(path) for path in config.distilled],
+        layers=config.layers,
+        pictures=config.pictures,
+        overwrite=config.overwrite,
+        config=_record(parser, config),
+    ).run()
+
+
 def _methods(arguments: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
@@ -231,20 +258,17 @@ def _pretrain(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from unidd_pl.evaluate import Evaluation
     from unidd_pl.pretraining import TeacherRecipe
-    from unidd_pl.protocols import Protocol
 
     parser = stage_parser("evaluate")
     _add_accelerator(parser)
     parser.add_class_arguments(TeacherRecipe, "teacher")
-    parser.add_class_arguments(Protocol, "protocol")
-    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
-    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
-    parser.add_argument("--seeds", type=int, default=3, help="students per row")
+    _add_student_options(parser, seeds=3)
+    parser.add_argument("--distilled", type=str, nargs="+", required=True, help="files written by `unidd fit`")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
     config, objects = _parsed(parser, arguments)
     Evaluation(
-        distilled=Path(config.distilled),
+        distilled=[Path(name) for name in config.distilled],
         data=objects.data,
         teacher=objects.teacher,
         protocol=objects.protocol,
@@ -254,6 +278,7 @@ def _evaluate(arguments: list[str]) -> None:
         tracking=objects.tracking,
         accelerator=config.accelerator,
         output=Path(config.output) if config.output else None,
+        precision=config.precision,
         overwrite=config.overwrite,
         config=_record(parser, config),
     ).run()
@@ -278,6 +303,15 @@ def _export(arguments: list[str]) -> None:
 
 def _add_accelerator(parser: Any) -> None:
     parser.add_argument("--accelerator", type=str, default="auto", help="Lightning's accelerator: cpu, gpu, …")
+
+
+def _add_student_options(parser: Any, seeds: int) -> None:
+    from unidd_pl.protocols import Protocol
+
+    parser.add_class_arguments(Protocol, "protocol")
+    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
+    parser.add_argument("--seeds", type=int, default=seeds, help="students per row")
+    parser.add_argument("--precision", type=str, default="32-true", help="of the students, for example bf16-mixed")
 
 
 def _parsed(parser: Any, arguments: list[str]) -> tuple[Any, Any]:

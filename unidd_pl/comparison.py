@@ -34,11 +34,19 @@ def mean_and_std(values: Sequence[float]) -> Figure:
 
 @dataclass
 class Row:
-    """The scores of one training set with one network, one a seed."""
+    """The scores of one training set with one network, one a seed.
+
+    Args:
+        name: Name of the training set.
+        network: Name of the students' architecture.
+        scores: Their scores.
+        distilled: Fingerprint of the distilled set; None for real images.
+    """
 
     name: str
     network: str
     scores: list[StudentScore] = field(default_factory=list)
+    distilled: str | None = None
 
     @property
     def tail_mean(self) -> Figure:
@@ -60,16 +68,16 @@ class Comparison:
         dataset: Name of the data set.
         ipc: Images per class.
         teacher: Name, fingerprint and accuracy of the teacher that labelled.
-        distilled: Fingerprint of the distilled set.
         rows: The rows.
+        precision: Lightning's precision of the students.
     """
 
     protocol: Protocol
     dataset: str
     ipc: int
     teacher: dict[str, Any]
-    distilled: str
     rows: list[Row] = field(default_factory=list)
+    precision: str = "32-true"
 
     def table(self) -> str:
         """Return the rows as text: top-1 in %, mean ± standard deviation over n students."""
@@ -85,8 +93,10 @@ class Comparison:
             for row in self.rows
             if row.scores
         ]
+        precision = "" if self.precision == "32-true" else f" in {self.precision}"
         title = (
-            f"{self.dataset}, {self.ipc} images per class, protocol {self.protocol.label}: top-1 on the test images, %"
+            f"{self.dataset}, {self.ipc} images per class, protocol {self.protocol.label}{precision}: "
+            "top-1 on the test images, %"
         )
         return f"{title}\n\n{text_table(head, body)}"
 
@@ -108,11 +118,12 @@ class Comparison:
             "ipc": self.ipc,
             "protocol": vars(self.protocol),
             "teacher": self.teacher,
-            "distilled_set": self.distilled,
+            "precision": self.precision,
             "environment": environment(),
             "rows": [
                 {
                     "training_set": row.name,
+                    "distilled_set": row.distilled,
                     "network": row.network,
                     "n": len(row.scores),
                     "tail_mean": _figure(row.tail_mean),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unidd_pl.comparison import Comparison, Row, seeds_then_rows
 from unidd_pl.console import say
@@ -14,7 +16,7 @@ from unidd_pl.files import check_writable
 from unidd_pl.networks import build_network
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
-from unidd_pl.specs import DatasetSpec
+from unidd_pl.specs import check_same_classes
 from unidd_pl.stages import teacher_stage
 from unidd_pl.synthetic import check_enough_images
 from unidd_pl.teachers import Teacher, find_teacher, load_teacher
@@ -27,9 +29,9 @@ class Evaluation:
     """One `unidd evaluate`.
 
     Args:
-        distilled: File of the distilled set.
+        distilled: Files of distilled sets, each a row of the table.
         data: The real data: test images, and training images for the row of real ones.
-        teacher: The teacher that labels. Without a checkpoint it is the one that the set was distilled
+        teacher: The teacher that labels. Without a checkpoint it is the one that the sets were distilled
             with, where the cache holds it.
         protocol: How to train the students.
         network: Name of the students' architecture.
@@ -37,17 +39,18 @@ class Evaluation:
         cache: Folder that holds ``teachers``.
         tracking: Where the evaluation is recorded.
         accelerator: Lightning's accelerator.
-        output: JSON file of the results; None for ``evaluation.json`` beside the distilled set.
+        output: JSON file of the results; None for ``evaluation.json`` beside the (first) distilled set.
         overwrite: Replace that file.
+        precision: Lightning's precision of the students.
         config: Resolved config as YAML, for the record.
 
     Raises:
-        ValueError: If the set does not fit the data.
+        ValueError: If a set does not fit the data, or the sets differ in images per class or teacher.
     """
 
     def __init__(
         self,
-        distilled: Path,
+        distilled: Sequence[Path],
         data: ImageData,
         teacher: TeacherRecipe,
         protocol: Protocol,
@@ -59,12 +62,15 @@ class Evaluation:
         output: Path | None,
         config: str,
         *,
+        precision: str = "32-true",
         overwrite: bool = False,
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
-        self.path = distilled
-        self.distilled = DistilledSet.load(distilled)
+        self.paths = tuple(distilled)
+        self.sets = dict(zip(_row_names(self.paths), map(DistilledSet.load, self.paths), strict=True))
+        self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
+        self.set_teacher = _common("teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()})
         self.data = data
         self.teacher_recipe = teacher
         self.protocol = protocol
@@ -73,9 +79,11 @@ class Evaluation:
         self.cache = cache
         self.tracking = tracking
         self.accelerator = accelerator
-        self.output = output or distilled.with_name("evaluation.json")
+        self.precision = precision
+        self.output = output or self.paths[0].with_name("evaluation.json")
         self.config = config
-        check_same_classes(self.distilled.spec, data.spec)
+        for one in self.sets.values():
+            check_same_classes(one.spec, data.spec)
         check_writable(self.output.parent)
         if self.output.exists() and not overwrite:
             raise ValueError(
@@ -85,30 +93,28 @@ class Evaluation:
         # What would only show after a teacher or a student was trained:
         build_network(network, data.spec)
         _ = data.test
-        check_enough_images(data.train, data.spec, self.distilled.ipc)
+        check_enough_images(data.train, data.spec, self.ipc)
 
     def run(self) -> Comparison:
         """Train all students; print the table, the picture's path and how to open MLflow."""
         teacher = self._teacher()
-        method = str(self.distilled.manifest.get("method", "distilled"))
+        rows = [Row(name, self.network, distilled=one.fingerprint()) for name, one in self.sets.items()]
         comparison = Comparison(
             self.protocol,
             self.data.spec.name,
-            self.distilled.ipc,
+            self.ipc,
             {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy},
-            self.distilled.fingerprint(),
-            [Row(method, self.network), Row(REAL_ROW, self.network)],
+            [*rows, Row(REAL_ROW, self.network)],
+            self.precision,
         )
         tags = {
-            "method": method,
-            "band": str(self.distilled.manifest.get("band", "")),
+            **self._tags_of_sets(),
             "dataset": self.data.spec.name,
-            "ipc": str(self.distilled.ipc),
+            "ipc": str(self.ipc),
             "protocol": self.protocol.name,
             "teacher": teacher.fingerprint,
-            "distilled_set": comparison.distilled,
         }
-        with self.tracking.run("evaluation", self.path.parent.name, tags, self.config) as run:
+        with self.tracking.run("evaluation", self.paths[0].parent.name, tags, self.config) as run:
             for number, (row, seed) in enumerate(seeds_then_rows(comparison.rows, self.seeds), start=1):
                 label = f"Student {number}/{len(comparison.rows) * self.seeds} on {row.name}"
                 self._score(row, seed, teacher, label, run)
@@ -128,6 +134,7 @@ class Evaluation:
             seed,
             label=label,
             accelerator=self.accelerator,
+            precision=self.precision,
         )
         row.scores.append(score)
         for epoch, accuracy in score.accuracies.items():
@@ -135,11 +142,21 @@ class Evaluation:
 
     def _training_set(self, row: Row, seed: int) -> TrainingSet:
         if row.name == REAL_ROW:
-            return real_images(self.data.train, self.data.spec, self.distilled.ipc, seed)
-        return TrainingSet(self.distilled.images, self.distilled.labels, self.distilled.ipc)
+            return real_images(self.data.train, self.data.spec, self.ipc, seed)
+        distilled = self.sets[row.name]
+        return TrainingSet(distilled.images, distilled.labels, self.ipc)
+
+    def _tags_of_sets(self) -> dict[str, str]:
+        """Return what the sets are, separated by commas where there are several."""
+        sets = self.sets.values()
+        return {
+            "method": ",".join(str(one.manifest.get("method", "distilled")) for one in sets),
+            "band": ",".join(str(one.manifest.get("band", "")) for one in sets),
+            "distilled_set": ",".join(one.fingerprint() for one in sets),
+        }
 
     def _teacher(self) -> Teacher:
-        expected = self.distilled.manifest.get("teacher")
+        expected = self.set_teacher
         cached = find_teacher(str(expected), self.cache / "teachers") if expected else None
         if self.teacher_recipe.checkpoint is None and cached is not None:
             say(f"Teacher: the one that the set was distilled with, from {cached}")
@@ -160,29 +177,40 @@ class Evaluation:
         return teacher
 
     def _report(self, comparison: Comparison, run: StageRun) -> None:
-        image = self.path.with_suffix(".png")
-        if not image.exists():
-            picture(self.distilled, image)
-        run.artifact(image)
+        images = [path.with_suffix(".png") for path in self.paths]
+        for image, one in zip(images, self.sets.values(), strict=True):
+            if not image.exists():
+                picture(one, image)
+            run.artifact(image)
         say(f"\n{comparison.table()}\n")
         say(f"Figures: {self.output}")
-        say(f"Picture of the distilled images: {image}")
+        for image in images:
+            say(f"Picture of the distilled images: {image}")
         if command := self.tracking.ui_command():
             say(f"MLflow: {command}")
 
 
-def check_same_classes(distilled: DatasetSpec, data: DatasetSpec) -> None:
-    """Refuse a distilled set of other classes or another image shape than the data's.
+def _row_names(paths: Sequence[Path]) -> list[str]:
+    """Return the name of each row: the method of a single set, the folders of several, which differ."""
+    if len(paths) == 1:
+        return [str(DistilledSet.load(paths[0]).manifest.get("method", "distilled"))]
+    names = [path.absolute().parent.name for path in paths]
+    if len({*names, REAL_ROW}) <= len(names):
+        raise ValueError(
+            f"got distilled sets in folders named {names}, expected names that differ: rows are named by them"
+        )
+    return names
+
+
+def _common(what: str, values: Mapping[str, Any]) -> Any:
+    """Return the value that all sets share.
 
     Raises:
         ValueError: If they differ.
     """
-    for what, got, expected in (
-        ("classes, in order,", distilled.classes, data.classes),
-        ("image shape", distilled.image_shape, data.image_shape),
-    ):
-        if got != expected:
-            raise ValueError(
-                f"the distilled set does not fit the data {data.name}; {what} got {got}, expected {expected}: "
-                "evaluate it on the data set that it was distilled from"
-            )
+    if len(set(values.values())) > 1:
+        shown = ", ".join(f"{name}: {str(value)[:12]}" for name, value in values.items())
+        raise ValueError(
+            f"the distilled sets differ in {what} ({shown}), expected one for a table: evaluate them apart"
+        )
+    return next(iter(values.values()))

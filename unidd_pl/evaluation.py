@@ -166,7 +166,8 @@ class EvalModule(L.LightningModule):
         if epoch not in self._scored:
             return
         self.student.eval()
-        accuracy = accuracy_of(self.student, self.spec, self.test_images)
+        with self.trainer.precision_plugin.forward_context():  # scored as it is trained
+            accuracy = accuracy_of(self.student, self.spec, self.test_images)
         self.student.train()
         self.accuracies[epoch] = accuracy
         self.log("accuracy", accuracy, prog_bar=True)
@@ -182,6 +183,7 @@ def train_student(
     *,
     label: str,
     accelerator: str = "auto",
+    precision: str = "32-true",
     logger: Logger | bool = False,
 ) -> StudentScore:
     """Train one fresh network and return its score.
@@ -195,6 +197,7 @@ def train_student(
         seed: Seed of initialisation, order and augmentation.
         label: What the progress bar says.
         accelerator: Lightning's accelerator.
+        precision: Lightning's precision of training and scoring, for example ``bf16-mixed``.
         logger: Lightning logger.
     """
     with torch.random.fork_rng(devices=[]):
@@ -202,7 +205,7 @@ def train_student(
         student = build_network(network, teacher.spec)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
-    train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, logger=logger)
+    train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, precision=precision, logger=logger)
     return StudentScore(seed, module.accuracies, protocol.tail_epochs())
 
 

@@ -23,6 +23,7 @@ class Protocol:
         crop_scale: Area of the random resized crop, as shares of the image.
         flip: Random horizontal flips.
         cutmix_alpha: α of λ ~ Beta(α, α) for CutMix in every batch; 0 for none.
+        early_scores: Evaluations before the tail, evenly spaced, for the curve; they change no figure.
 
     Raises:
         ValueError: If a number is out of range.
@@ -44,6 +45,7 @@ class Protocol:
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
         cutmix_alpha: float = 1.0,
+        early_scores: int = 3,
     ) -> None:
         for what, value in (("epochs", epochs), ("temperature", temperature), ("lr", lr)):
             if value <= 0:
@@ -64,6 +66,7 @@ class Protocol:
         self.crop_scale = crop_scale
         self.flip = flip
         self.cutmix_alpha = cutmix_alpha
+        self.early_scores = early_scores
 
     @property
     def label(self) -> str:
@@ -82,10 +85,11 @@ class Protocol:
         """Return the epochs, counted from 1, after which a student is scored.
 
         Ten, evenly spaced, in the last fifth, ending with the last (all of them where fewer; for fewer than
-        50 epochs the last ten), and three before, for the curve.
+        50 epochs the last ten), and `early_scores` before, for the curve.
         """
         tail = self.tail_epochs()
-        early = (self.epochs * share // 5 for share in (1, 2, 3))
+        parts = self.early_scores + 2  # the last of them is the tail
+        early = (self.epochs * part // parts for part in range(1, self.early_scores + 1))
         return tuple(sorted({*tail, *(epoch for epoch in early if 0 < epoch < tail[0])}))
 
     def tail_epochs(self) -> tuple[int, ...]:

@@ -111,3 +111,20 @@ class DatasetSpec:
     @staticmethod
     def _channel(values: Iterable[float], like: Tensor) -> Tensor:
         return torch.tensor(tuple(values), device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def check_same_classes(distilled: DatasetSpec, data: DatasetSpec) -> None:
+    """Refuse a distilled set of other classes or another image shape than the data's.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    for what, got, expected in (
+        ("classes, in order,", distilled.classes, data.classes),
+        ("image shape", distilled.image_shape, data.image_shape),
+    ):
+        if got != expected:
+            raise ValueError(
+                f"the distilled set does not fit the data {data.name}; {what} got {got}, expected {expected}: "
+                "use the data set that it was distilled from"
+            )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,6 @@ def _running_moments(layer: nn.BatchNorm2d, name: str) -> Moments:
     return Moments(mean.new_ones(()), mean, torch.diag(variance), none, mean.new_zeros(len(mean), 0))
 
 
-@torch.no_grad()  # not inference_mode, whose tensors no later loss could use
 def gather_statistics(
     teacher: Teacher,
     data: ImageData,
@@ -155,19 +154,46 @@ def gather_statistics(
     Returns:
         Statistics accumulated in float64.
     """
-    spec = data.spec
+    loader = data.train.loader(batch_size, workers=data.workers_for(data.train))
+    batches = tqdm(loader, "Gathering statistics", leave=False, unit="batch")
+    moments = gather_moments(teacher, batches, layers, signal, data.spec, device=device)
+    return Statistics(tuple(layers), moments, signal, conditions(teacher, data, layers, signal))
+
+
+@torch.no_grad()  # not inference_mode, whose tensors no later loss could use
+def gather_moments(
+    teacher: Teacher,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    layers: Sequence[str],
+    signal: Signal,
+    spec: DatasetSpec,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Moments, ...]:
+    """Run the teacher over batches of images and merge the moments of all of them exactly.
+
+    Args:
+        teacher: The frozen teacher.
+        batches: Images (n, c, h, w), uint8 in 0-255 or floating point in [0, 1], with labels (n,) int64; at least one
+            batch.
+        layers: Names of the layers whose inputs are described.
+        signal: Signal of the FLC.
+        spec: Normalisation that the teacher was trained with.
+        device: Where to run.
+
+    Returns:
+        Moments of each layer, float64, on the CPU.
+    """
     network = teacher.network.to(device)
     total: list[Moments] | None = None
-    loader = data.train.loader(batch_size, workers=data.workers_for(data.train))
     with FeatureTap(network, layers) as tap:
-        for images, labels in tqdm(loader, "Gathering statistics", leave=False, unit="batch"):
+        for images, labels in batches:
             logits = network(spec.normalise(images.to(device)))
             weights = label_weights(signal, labels.to(device), logits)
             batch = [Moments.of(x, weights).to(dtype=torch.float64) for x in tap.features()]
             total = batch if total is None else [a.merge(b) for a, b in zip(total, batch, strict=True)]
     network.cpu()
-    moments = tuple(one.to(device="cpu") for one in cast("list[Moments]", total))
-    return Statistics(tuple(layers), moments, signal, conditions(teacher, data, layers, signal))
+    return tuple(one.to(device="cpu") for one in cast("list[Moments]", total))
 
 
 def obtain_statistics(

@@ -65,6 +65,7 @@ class Tuning:
         holdout: Share of each class's training images to hold out.
         tracking: Where the tuning is recorded.
         accelerator: Lightning's accelerator of the students.
+        precision: Their precision.
         output: Folder of the results.
         overwrite: Replace what it holds.
         config: Resolved config as YAML, for the record.
@@ -86,6 +87,7 @@ class Tuning:
         accelerator: str,
         output: Path,
         *,
+        precision: str = "32-true",
         overwrite: bool = False,
         config: str = "",
     ) -> None:
@@ -113,6 +115,7 @@ class Tuning:
         self.holdout = holdout
         self.tracking = tracking
         self.accelerator = accelerator
+        self.precision = precision
         self.output = output
         self.config = config
         self.trials: list[Trial] = []
@@ -167,6 +170,7 @@ class Tuning:
                 seed,
                 label=f"Student {seed + 1}/{self.seeds} on {run.output.name}",
                 accelerator=self.accelerator,
+                precision=self.precision,
             )
             for seed in range(self.seeds)
         )
@@ -178,6 +182,7 @@ class Tuning:
             "held_out_images": len(self.data.test),
             "protocol": {**vars(self.protocol)},
             "network": self.network,
+            "precision": self.precision,
             "environment": environment(),
             "best": dict(self.best.candidate),
             "trials": [

@@ -8,17 +8,26 @@ from torch import Tensor
 
 from unidd_pl.spectral import (
     CFM,
+    DC,
+    DM,
     HFM,
     LFM,
+    METHODS,
+    MTT,
+    FrePo,
     Identity,
     Linear,
     Method,
     Moments,
     Resolvent,
+    RunningMoments,
+    SRe2L,
     Term,
     filtered,
+    largest_eigenvalues,
     term_distances,
 )
+from unidd_pl.spectral.filters import largest_eigenvalue
 
 PsdFactory = Callable[..., Tensor]
 BETA = 0.05
@@ -257,7 +266,7 @@ class TestLinearModel:
         return rng.normal(size=(n, self.c)), np.eye(self.k)[rng.permutation(np.arange(n) % self.k)]
 
     def test_dm_is_the_distance_of_the_class_means(self, seed: int) -> None:
-        dm = Method("dm", "low", [Term(Identity(), "flc")])
+        dm = DM()
         (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
         real, synthetic = (Moments.of(torch.from_numpy(a), torch.from_numpy(b)) for a, b in ((x, y), (x_s, y_s)))
         term = distances_of(dm, [filtered(dm, real, BETA)], [synthetic], BETA)
@@ -268,11 +277,11 @@ class TestLinearModel:
         np.testing.assert_allclose(term.square().sum(), expected, rtol=1e-12)
 
     def test_dc_bounds_the_distance_of_the_gradients(self, seed: int) -> None:
-        dc = Method("dc", "low", [Term(Linear(), "ffc"), Term(Identity(), "flc")])
+        dc = DC()
         (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
         distances = distances_of(dc, [filtered(dc, uncentred(x, y), BETA)], [uncentred(x_s, y_s)], BETA)
         ffc, flc = distances[0].tolist()
-        for trial in range(10):
+        for trial in range(500):
             weights = np.random.default_rng(trial).normal(size=(self.c, self.k))
             gradient = x.T @ (x @ weights - y) / len(x)  # of ‖XW−Y‖²/2s
             gradient_s = x_s.T @ (x_s @ weights - y_s) / len(x_s)
@@ -280,7 +289,7 @@ class TestLinearModel:
             assert np.linalg.norm(gradient - gradient_s) <= bound * (1 + 1e-12)
 
     def test_frepo_is_the_distance_of_the_ridge_weights(self, seed: int) -> None:
-        frepo = Method("frepo", "high", [Term(Resolvent(), "flc")])
+        frepo = FrePo()
         (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
 
         def ridge(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -295,3 +304,175 @@ class TestLinearModel:
         distances = distances_of(frepo, [(weights,)], [uncentred(x_s, y_s)], BETA)
         expected = np.linalg.norm(ridge(x, y) - ridge(x_s, y_s))
         np.testing.assert_allclose(distances, [[expected]], rtol=1e-9)
+
+    @pytest.mark.parametrize("steps", [1, 5, 40])
+    def test_mtt_is_exact_for_the_trained_weights_and_bounds_their_distance(self, steps: int, seed: int) -> None:
+        mtt, start = MTT(steps, step_size=0.7), np.random.default_rng(seed).normal(size=(self.c, self.k))
+        (x, y), (x_s, y_s) = self.draw(seed, 30), self.draw(seed + 100, 6)
+        real, synthetic = uncentred(x, y), uncentred(x_s, y_s)
+        largest = largest_eigenvalues([largest_eigenvalue(real.ffc)], [synthetic])
+        alpha = 0.7 / max(np.linalg.norm(a, 2) ** 2 / len(a) for a in (x, x_s))
+
+        def trained(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
+            weights = start
+            for _ in range(steps):
+                weights = weights - alpha * features.T @ (features @ weights - targets) / len(features)
+            return weights
+
+        targets = filtered(mtt, real, BETA, largest[0])
+        for moments, weights in ((real, trained(x, y)), (synthetic, trained(x_s, y_s))):
+            kept, learnt = filtered(mtt, moments, BETA, largest[0])
+            np.testing.assert_allclose(kept.numpy() @ start + learnt.numpy(), weights, rtol=0, atol=1e-10)
+        ffc, flc = distances_of(mtt, [targets], [synthetic], BETA, largest=largest)[0].tolist()
+        distance = np.linalg.norm(trained(x, y) - trained(x_s, y_s))
+        assert distance <= np.linalg.norm(start, 2) * ffc + flc + 1e-12
+
+    def test_sre2l_is_the_distance_of_batchnorm_statistics(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        norm = torch.nn.BatchNorm2d(4).double()
+        for _ in range(3):
+            norm(torch.from_numpy(rng.normal(2, 3, size=(6, 4, 3, 3))))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        none = torch.zeros(0, dtype=torch.float64)
+        real = Moments(
+            torch.ones(()).double(), norm.running_mean, torch.diag(norm.running_var), none, torch.zeros(4, 0).double()
+        )
+        x = rng.normal(size=(5, 4, 3, 3))
+        actual = distances_of(SRe2L(), [filtered(SRe2L(), real, BETA)], [Moments.of(torch.from_numpy(x))], BETA)
+        variance = np.linalg.norm(norm.running_var.numpy() - x.var(axis=(0, 2, 3)))
+        mean = np.linalg.norm(norm.running_mean.numpy() - x.mean(axis=(0, 2, 3)))
+        np.testing.assert_allclose(actual, [[variance, mean]], rtol=1e-10)
+
+
+class TestLimitsOfHFM:
+    """SPEC.md section 2: flat for β ≫ λ, Ψ⁻¹ for β ≪ λ."""
+
+    def test_large_beta_gives_gradient_and_distribution_matching(self) -> None:
+        real, synthetic, beta = draw_moments(0, "class"), draw_moments(1, "class"), 1e5
+        hfm = distances_of(HFM(), [filtered(HFM(), real, beta)], [synthetic], beta)[0]
+        dc = distances_of(DC(), [filtered(DC(), real, beta)], [synthetic], beta)[0]
+        # (Ψ+β)⁻¹ = 1/β − Ψ/β² + …
+        np.testing.assert_allclose(hfm * torch.tensor([beta**2, beta]), dc, rtol=1e-3)
+
+    def test_small_beta_gives_least_squares(self) -> None:
+        real, synthetic, beta = draw_moments(0, "class", c=3), draw_moments(1, "class", c=3), 1e-9
+        actual = distances_of(HFM(), [filtered(HFM(), real, beta)], [synthetic], beta)[0]
+        one, other = (np.linalg.inv(moments.ffc.numpy()) for moments in (real, synthetic))
+        expected = [
+            np.linalg.norm(one - other),
+            np.linalg.norm(one @ real.flc.numpy() - other @ synthetic.flc.numpy()),
+        ]
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+# The terms of each method, f written out a second time: (f(λ, α), operand, diagonal).
+ORACLES: dict[str, list[tuple[Callable[[np.ndarray, float], np.ndarray], str, bool]]] = {
+    "dm": [(lambda x, a: np.ones_like(x), "flc", False)],
+    "dc": [(lambda x, a: x, "ffc", False), (lambda x, a: np.ones_like(x), "flc", False)],
+    "sre2l": [(lambda x, a: x, "ffc", True), (lambda x, a: np.ones_like(x), "flc", False)],
+    "lfm": [(lambda x, a: x, "ffc", False), (lambda x, a: x, "flc", False)],
+    "mtt": [
+        (lambda x, a: (1 - a * x) ** 50, "ffc", False),
+        (lambda x, a: (1 - (1 - a * x) ** 50) / x, "flc", False),
+    ],
+    "frepo": [(lambda x, a: 1 / (x + BETA), "flc", False)],
+    "hfm": [(lambda x, a: 1 / (x + BETA), "ffc", False), (lambda x, a: 1 / (x + BETA), "flc", False)],
+    "cfm": [(lambda x, a: 1 / (x + BETA), "ffc", False), (lambda x, a: 1 / (x + BETA), "flc", False)],
+}
+named_methods = pytest.mark.parametrize("method", [kind() for kind in METHODS], ids=lambda method: method.name)
+
+
+def labels_of(signal: str, n: int, k: int, seed: int) -> Tensor | None:
+    """Return (n, k) weights: one-hot, or the rows of a softmax."""
+    if signal == "mean":
+        return None
+    if signal == "class":
+        return torch.eye(k, dtype=torch.float64)[torch.arange(n) % k]
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, k))).softmax(dim=1)
+
+
+def draw_side(seed: int, signal: str, scale: float = 1.0, c: int = 5, n: int = 12, k: int = 4) -> Moments:
+    features = np.random.default_rng(seed).normal(size=(n, c, 3, 2))
+    return Moments.of(scale * torch.from_numpy(features), labels_of(signal, n, k, seed))
+
+
+def distances_between(method: Method, real: Moments, synthetic: Moments, **options: Any) -> Tensor:
+    largest = largest_eigenvalues([largest_eigenvalue(real.ffc)], [synthetic])
+    return distances_of(
+        method, [filtered(method, real, BETA, largest[0])], [synthetic], BETA, largest=largest, **options
+    )
+
+
+@named_methods
+class TestEveryMethod:
+    @pytest.mark.parametrize("signal", ["mean", "class", "soft"])
+    @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])  # of the synthetic features
+    def test_oracle_by_eigendecomposition(self, scale: float, signal: str, method: Method) -> None:
+        real, synthetic = draw_side(0, signal), draw_side(1, signal, scale)
+        alpha = 0.5 / max(np.linalg.eigvalsh(one.ffc.numpy())[-1] for one in (real, synthetic))
+        expected = []
+        for f, operand, diagonal in ORACLES[method.name]:
+            one, other = (by_eigenvalues(side.ffc, lambda x, f=f: f(x, alpha)) for side in (real, synthetic))
+            if operand == "flc":
+                one, other = one @ real.flc.numpy(), other @ synthetic.flc.numpy()
+            difference = np.diag(one - other) if diagonal else one - other
+            expected.append(np.linalg.norm(difference))
+        np.testing.assert_allclose(distances_between(method, real, synthetic)[0], expected, rtol=1e-9)
+
+    @pytest.mark.parametrize("signal", ["mean", "class", "soft"])
+    def test_zero_when_synthetic_is_real(self, signal: str, method: Method) -> None:
+        real = draw_side(0, signal)
+        assert not distances_between(method, real, real).any()
+
+    @pytest.mark.parametrize("signal", ["mean", "class", "soft"])
+    def test_running_merge_of_chunks_is_the_unchunked_loss(self, signal: str, method: Method) -> None:
+        """SPEC.md section 3: `merge` is exact, so chunks of classes give what all classes together give."""
+        rng, k = np.random.default_rng(2), 6
+        features, labels = torch.from_numpy(rng.normal(size=(k, 5, 3, 2))), labels_of(signal, k, k, 2)
+        running = RunningMoments("merge")
+        for rows in (slice(0, 2), slice(2, 4)):
+            running.update([Moments.of(features[rows], None if labels is None else labels[rows])])
+        last = Moments.of(features[4:], None if labels is None else labels[4:])
+        real = draw_side(3, signal, k=k)
+        chunked = distances_between(method, real, running.combine([last])[0])
+        torch.testing.assert_close(
+            chunked, distances_between(method, real, Moments.of(features, labels)), rtol=1e-10, atol=1e-12
+        )
+
+    def test_a_much_wider_synthetic_spectrum_stays_finite_in_float32(self, method: Method) -> None:
+        real = draw_side(0, "class").to(dtype=torch.float32)
+        features = (10**0.5) * torch.from_numpy(np.random.default_rng(1).normal(size=(12, 5, 3, 2))).float()
+        features.requires_grad_()
+        labels = labels_of("class", 12, 4, 0)
+        assert labels is not None
+        synthetic = Moments.of(features, labels)
+        assert largest_eigenvalue(synthetic.ffc) > 8 * largest_eigenvalue(real.ffc)
+        total = distances_between(method, real, synthetic).sum()
+        (gradient,) = torch.autograd.grad(total, features)
+        assert total.isfinite()
+        assert gradient.isfinite().all()
+
+    def test_dead_channels_keep_the_gradient_finite_in_float32(self, method: Method) -> None:
+        features = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 6, 3, 2))).float()
+        features[:, 2:5] = 0
+        features.requires_grad_()
+        real = draw_side(1, "mean", c=6).to(dtype=torch.float32)
+        (gradient,) = torch.autograd.grad(distances_between(method, real, Moments.of(features)).sum(), features)
+        assert gradient.isfinite().all()
+
+
+def test_chunks_compare_their_own_classes_and_together_all_of_them() -> None:
+    """Without running moments the squares of DM's chunks add up to the square of the whole."""
+    real, whole = draw_side(0, "class", k=4, n=8), draw_side(1, "class", k=4, n=4)
+    pooled, total = 4 * whole.flc.T, 0.0  # one image a class: column k is that image over K
+    for classes in ([0, 1], [2, 3]):
+        chunk = Moments.of(pooled[classes], torch.eye(4, dtype=torch.float64)[classes])
+        total += float(distances_between(DM(), real, chunk, columns=torch.tensor(classes)).square())
+    assert total == pytest.approx(float(distances_between(DM(), real, whole).square()), rel=1e-12)
+
+
+def test_a_two_sided_filter_needs_both_sides() -> None:
+    moments = draw_moments(0)
+    with pytest.raises(ValueError, match="method mtt needs the largest eigenvalues of both sides, got none"):
+        distances_of(MTT(), [filtered(MTT(), moments, BETA)], [moments], BETA)
