@@ -84,5 +84,6 @@ def train(
             trainer.fit(module)
         except SystemExit as error:
             number = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
-            raise Stopped(number, f"{label}: stopped in epoch {trainer.current_epoch + 1} of {epochs}") from error
+            epoch = min(trainer.current_epoch + 1, epochs)  # after the last epoch Lightning has counted on
+            raise Stopped(number, f"{label}: stopped in epoch {epoch} of {epochs}") from error
     return trainer
