@@ -20,6 +20,7 @@ from unidd_pl.augmentation import (
     random_pad_crop,
     random_resized_crop,
     random_roll,
+    shuffle_patches,
 )
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -330,3 +331,25 @@ def test_cutmix_box_has_the_mean_area_of_the_beta_distribution(alpha: float) -> 
 def test_cutmix_refuses_bad_alpha(alpha: float) -> None:
     with pytest.raises(ValueError, match=r"got alpha .*, expected a positive number"):
         cutmix(make_images(2, 1, 4, 4), seeded(), alpha=alpha)
+
+
+@pytest.mark.parametrize(("size", "grid"), [(8, 2), (9, 2), (12, 3), (6, 1)])
+def test_patches_are_shuffled_as_whole_rows_and_columns(size: int, grid: int) -> None:
+    images = torch.arange(size * size, dtype=torch.float64).view(1, 1, size, size).expand(30, 2, -1, -1)
+    step, arrangements = size // grid, set()
+    for image in shuffle_patches(images, seeded(), grid=grid):
+        assert torch.equal(image[0], image[1])
+        rows, columns = (image[0] // size)[:, 0].long(), (image[0] % size)[0].long()
+        assert torch.equal(image[0], (rows[:, None] * size + columns[None, :]).double())
+        for order in (rows.tolist(), columns.tolist()):
+            assert sorted(order) == list(range(size))
+            breaks = [i for i in range(1, size) if order[i] != order[i - 1] + 1]
+            assert len(breaks) <= grid - 1
+            assert all(order[i] % step == 0 for i in breaks)
+        arrangements.add((tuple(rows.tolist()), tuple(columns.tolist())))
+    assert len(arrangements) == 1 if grid == 1 else len(arrangements) > 3
+
+
+def test_gradient_of_shuffled_patches() -> None:
+    images = make_images(2, 1, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: shuffle_patches(x, seeded()), (images,))

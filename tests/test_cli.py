@@ -116,6 +116,19 @@ class TestCommands:
         assert scores["protocol"]["epochs"] == 3
         assert [len(row["students"]) for row in scores["rows"]] == [2, 2]
 
+    @pytest.mark.parametrize("name", ["hard", "rded"])
+    def test_protocol_from_a_file(
+        self, name: str, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main([
+            "evaluate", "--config", str(CONFIGS / "eval_digits.yaml"), *SHORT_TEACHER, "--tracking.enabled", "false",
+            "--protocol", str(CONFIGS / f"protocols/{name}.yaml"), "--protocol.epochs", "2", "--seeds", "1",
+            "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(tmp_path / "scores.json"),
+        ])  # fmt: skip
+        assert f"protocol {name}, 2 epochs: top-1" in capsys.readouterr().out
+        protocol = json.loads((tmp_path / "scores.json").read_text())["protocol"]
+        assert protocol["labels"] == ("hard" if name == "hard" else "online")
+
     def test_several_sets_make_one_table(
         self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

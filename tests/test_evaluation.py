@@ -141,6 +141,61 @@ def test_the_loss_is_the_written_out_one(
     assert looker.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
+HARD = {
+    "labels": "hard",
+    "optimizer": "sgd",
+    "schedule": "step",
+    "crop_scale": None,
+    "flip": False,
+    "cutmix_alpha": 0.0,
+}
+
+
+def test_hard_labels_are_a_cross_entropy_without_the_teacher(
+    teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
+) -> None:
+    protocol = Protocol("hard", epochs=1, batch_size={1: 4}, **HARD)  # type: ignore[arg-type]
+    module = module_for(teacher, training_set, folder_data, protocol)
+    student = copy.deepcopy(module.student).double().train()
+    looker = fit(module)
+    assert not looker.teacher_inputs
+    indices = looker.batches[0]
+    assert torch.equal(looker.student_inputs[0], teacher.spec.normalise(training_set.pixels[indices]))
+    with torch.no_grad():
+        p = softmax(student(looker.student_inputs[0].double()).numpy())
+    expected = -np.log(p[range(4), training_set.labels[indices].numpy()]).mean()
+    assert looker.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_sgd_with_a_step_in_the_middle(
+    teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
+) -> None:
+    protocol = Protocol("hard", epochs=4, batch_size={1: 6}, lr=0.02, **HARD)  # type: ignore[arg-type]
+    module = module_for(teacher, training_set, folder_data, protocol)
+    looker = fit(module)
+    assert looker.rates == pytest.approx([0.02, 0.02, 0.002, 0.002])
+    optimizer = module.optimizers()
+    assert isinstance(optimizer.optimizer, torch.optim.SGD)  # type: ignore[union-attr]
+    assert optimizer.param_groups[0]["momentum"] == 0.9  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("settings", [{"dsa": ["cutout"], "labels": "hard", "cutmix_alpha": 0.0}, {"patch_shuffle": 2}])
+def test_other_augmentations_reach_the_student(
+    settings: dict[str, Any], teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
+) -> None:
+    protocol = Protocol(epochs=1, batch_size={1: 6}, **{**PLAIN, **settings})  # type: ignore[arg-type]
+    looker = fit(module_for(teacher, training_set, folder_data, protocol))
+    images = teacher.spec.normalise(training_set.pixels[looker.batches[0]])
+    seen = looker.student_inputs[0]
+    assert not torch.equal(seen, images)
+    if "patch_shuffle" in settings:
+        assert torch.equal(seen.flatten(2).sort().values, images.flatten(2).sort().values)
+    else:
+        blank = (seen == 0).all(dim=1)
+        assert blank.flatten(1).any(dim=1).all()
+        assert torch.equal(seen[~blank[:, None].expand_as(seen)], images[~blank[:, None].expand_as(seen)])
+
+
 def test_the_images_are_cropped_flipped_and_mixed_anew(
     teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
 ) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from unidd_pl.protocols import Protocol
+from unidd_pl.siamese_augmentation import STRATEGIES
+
+PROTOCOLS = Path(__file__).parent.parent / "configs/protocols"
 
 
 def test_the_rate_starts_whole_and_ends_at_half() -> None:
@@ -103,3 +108,27 @@ def _fifths(epochs: int) -> tuple[int, ...]:
 def test_scores_before_the_tail_can_be_left_out() -> None:
     assert Protocol(epochs=100, early_scores=0).evaluated_epochs() == Protocol(epochs=100).tail_epochs()
     assert Protocol(epochs=100, early_scores=1).evaluated_epochs()[0] == 33
+
+
+def test_step_falls_to_a_tenth_at_half_time() -> None:
+    protocol = Protocol(epochs=5, schedule="step")
+    assert [protocol.lr_factor(epoch) for epoch in range(5)] == [1, 1, 1, 0.1, 0.1]
+
+
+def test_mixed_images_have_no_hard_label() -> None:
+    with pytest.raises(ValueError, match=r"got hard with cutmix_alpha 1.0, expected labels online for mixed images"):
+        Protocol(labels="hard")
+
+
+@pytest.mark.parametrize(("file", "name"), [("unidd_release", "unidd-release"), ("hard", "hard"), ("rded", "rded")])
+def test_shipped_protocols(file: str, name: str) -> None:
+    """SPEC.md section 4."""
+    shipped = Protocol(**yaml.safe_load((PROTOCOLS / f"{file}.yaml").read_text()))
+    assert shipped.name == name
+    if name == "unidd-release":
+        assert vars(shipped) == {**vars(Protocol()), "betas": [0.9, 0.999], "crop_scale": [0.08, 1.0]}
+    if name == "hard":
+        assert (shipped.optimizer, shipped.lr, shipped.momentum, shipped.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+        assert (shipped.epochs, shipped.batch_size_for(10), shipped.dsa) == (1000, 256, list(STRATEGIES))
+    if name == "rded":
+        assert (shipped.patch_shuffle, shipped.crop_scale, shipped.epochs) == (2, [0.5, 1.0], 300)

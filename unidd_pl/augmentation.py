@@ -11,6 +11,7 @@ ranks that hold different rows and equal generators draw the same.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -196,6 +197,32 @@ def random_pad_crop(images: Tensor, generator: torch.Generator, *, padding: int 
     # Flat pixel numbers and one gather: its backward is several times faster than that of indexing.
     pixels = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(count, 1, height * width)
     return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
+
+
+def shuffle_patches(images: Tensor, generator: torch.Generator, *, grid: int = 2) -> Tensor:
+    """Cut each image into `grid` rows and columns of patches and put both in a random order.
+
+    Args:
+        images: (n, c, h, w) with sides of at least `grid` pixels.
+        generator: Source of the randomness.
+        grid: Patches along a side; a side that does not divide leaves its last patch larger.
+
+    Returns:
+        (n, c, h, w) in the pixel space of `images`; the gradient flows.
+
+    References:
+        Sun et al., RDED, CVPR 2024 (arXiv 2312.03526); SPEC.md section 4.
+    """
+    for dim in (-1, -2):
+        side = images.shape[dim]
+        step = side // grid
+        bounds = [*range(0, grid * step, step), side]
+        strips = [list(range(first, after)) for first, after in itertools.pairwise(bounds)]
+        orders = torch.rand(len(images), grid, generator=generator, device=generator.device).argsort(dim=1).tolist()
+        order = torch.tensor([[pixel for strip in one for pixel in strips[strip]] for one in orders])
+        shape = [len(images), 1, 1, side] if dim == -1 else [len(images), 1, side, 1]
+        images = images.gather(dim, order.view(shape).to(images.device).expand_as(images))
+    return images
 
 
 def cutmix(images: Tensor, generator: torch.Generator, *, alpha: float = 1.0) -> Tensor:

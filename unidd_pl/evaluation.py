@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
-from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop
+from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop, shuffle_patches
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.seeding import generator_for, seed_for
+from unidd_pl.siamese_augmentation import siamese_augment
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.teachers import Teacher, accuracy_of
 from unidd_pl.training import is_logged_step, train
@@ -71,11 +72,12 @@ class StudentScore:
 
 
 class EvalModule(L.LightningModule):
-    """Trains a student on a small set with a teacher's soft labels on every augmented batch.
+    """Trains a student on a small set, by default with a teacher's soft labels on every augmented batch.
 
     ::
 
         x ← CutMix(flip(crop(batch)));  L = KL(softmax(teacher(x)/T) ‖ softmax(student(x)/T))
+        or with hard labels             L = CE(student(DSA(batch)), y)
 
     Args:
         student: The fresh network.
@@ -111,6 +113,7 @@ class EvalModule(L.LightningModule):
         self._teacher = (teacher,)  # a tuple hides it from Module: no submodule, no .train()
         self._scored = frozenset(protocol.evaluated_epochs())
         self._pixels = training_set.pixels
+        self._labels = training_set.labels
 
     def train_dataloader(self) -> BatchSampler:
         """Return batches of indices in an order drawn from the seed."""
@@ -122,42 +125,58 @@ class EvalModule(L.LightningModule):
         return BatchSampler(sampler, batch_size, drop_last=lonely)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule, stepped each epoch."""
-        protocol = self.protocol
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=protocol.lr,
-            betas=protocol.betas,
-            weight_decay=protocol.weight_decay,
-        )
+        """Return the protocol's optimizer and its schedule, stepped each epoch."""
+        protocol, parameters = self.protocol, self.student.parameters()
+        optimizer: torch.optim.Optimizer
+        if protocol.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(
+                parameters, lr=protocol.lr, betas=protocol.betas, weight_decay=protocol.weight_decay
+            )
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, protocol.lr_factor)]
 
     def on_fit_start(self) -> None:
         """Bring images and teacher to the device of the student."""
         self._pixels = self.training_set.pixels.to(self.device)
+        self._labels = self.training_set.labels.to(self.device)
         self._teacher[0].to(self.device)
 
     def training_step(self, batch: list[int], batch_idx: int) -> Tensor:
-        """Return the distillation loss of a batch of indices."""
+        """Return the loss of a batch of indices."""
         images = self.augment(self._pixels[batch], batch_idx)
-        temperature = self.protocol.temperature
-        with torch.no_grad():
-            targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
         logits = self.student(images).float()
-        loss = F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
+        if self.protocol.labels == "hard":
+            loss = F.cross_entropy(logits, self._labels[batch])
+        else:
+            loss = self._distillation_loss(images, logits)
         if is_logged_step(self.trainer):
             self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
+    def _distillation_loss(self, images: Tensor, logits: Tensor) -> Tensor:
+        temperature = self.protocol.temperature
+        with torch.no_grad():
+            targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
+        return F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
+
     def augment(self, pixels: Tensor, batch_idx: int) -> Tensor:
-        """Return normalised, cropped, flipped and mixed images for pixels (n, c, h, w)."""
+        """Return normalised images as the protocol augments and mixes them, for pixels (n, c, h, w)."""
+        protocol = self.protocol
         generator = generator_for(self.seed, "student", self.current_epoch, batch_idx)
         images = self.spec.normalise(pixels)
-        images = random_resized_crop(images, generator, scale=self.protocol.crop_scale)
-        if self.protocol.flip:
+        if protocol.patch_shuffle > 1:
+            images = shuffle_patches(images, generator, grid=protocol.patch_shuffle)
+        if protocol.crop_scale is not None:
+            images = random_resized_crop(images, generator, scale=protocol.crop_scale)
+        if protocol.flip:
             images = random_flip(images, generator)
-        if self.protocol.cutmix_alpha:
-            images = cutmix(images, generator, alpha=self.protocol.cutmix_alpha)
+        if protocol.dsa:
+            images = siamese_augment(images, generator, protocol.dsa)
+        if protocol.cutmix_alpha:
+            images = cutmix(images, generator, alpha=protocol.cutmix_alpha)
         return images.contiguous(memory_format=torch.channels_last)
 
     def on_train_epoch_end(self) -> None:

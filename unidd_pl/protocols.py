@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from unidd_pl.siamese_augmentation import Strategy
+
+Labels = Literal["online", "hard"]
+OptimizerName = Literal["adamw", "sgd"]
+RateName = Literal["cosine", "step"]
+
+STEP_FACTOR = 0.1  # of the rate, at half of the epochs
 
 
 class Protocol:
-    """The training of a student on a distilled set, its labels given online by a teacher.
+    """The training of a student on a small set; everything that a number depends on beside the set.
 
-    The defaults are the protocol ``unidd-release`` for CIFAR.
+    The defaults are the protocol ``unidd-release`` for CIFAR. Others are files under configs/protocols.
 
     Args:
         name: Name that is stored with every number.
         epochs: Epochs of training, E.
         batch_size: Images a step, by images per class; the entry of the largest key not above the set's.
-        temperature: Temperature T of the softmax on both sides.
-        lr: Learning rate of AdamW.
+        labels: ``online``, the teacher's softmax on every augmented batch with a KL divergence, or ``hard``, the
+            class with a cross-entropy.
+        temperature: Temperature T of the softmax on both sides; for ``online``.
+        optimizer: ``adamw`` or ``sgd``.
+        lr: Learning rate.
         betas: Decay rates of AdamW.
-        weight_decay: Decoupled weight decay.
-        half_period: Factor on π/2 · e/E in the cosine: with 1 the rate ends at half its start.
-        crop_scale: Area of the random resized crop, as shares of the image.
+        momentum: Momentum of SGD.
+        weight_decay: Decoupled weight decay of AdamW, L2 penalty of SGD.
+        schedule: ``cosine``, or ``step`` to a tenth at half of the epochs.
+        half_period: Factor on π/2 · e/E in the cosine: with 1 the rate ends at half its start, with 2 at 0.
+        crop_scale: Area of the random resized crop, as shares of the image; None for no crop.
         flip: Random horizontal flips.
+        dsa: Strategies of differentiable Siamese augmentation, one a batch; none where empty.
+        patch_shuffle: Shuffle the rows and columns of a grid of n × n patches within each image; 1 for none.
         cutmix_alpha: α of λ ~ Beta(α, α) for CutMix in every batch; 0 for none.
         early_scores: Evaluations before the tail, evenly spaced, for the curve; they change no figure.
 
@@ -37,19 +53,32 @@ class Protocol:
         name: str = "unidd-release",
         epochs: int = 1000,
         batch_size: Mapping[int, int] | None = None,
+        labels: Labels = "online",
         temperature: float = 20.0,
+        optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
         weight_decay: float = 1e-2,
+        schedule: RateName = "cosine",
         half_period: float = 1.0,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_scale: tuple[float, float] | None = (0.08, 1.0),
         flip: bool = True,
+        dsa: Sequence[Strategy] = (),
+        patch_shuffle: int = 1,
         cutmix_alpha: float = 1.0,
         early_scores: int = 3,
     ) -> None:
-        for what, value in (("epochs", epochs), ("temperature", temperature), ("lr", lr)):
+        for what, value in (
+            ("epochs", epochs), ("temperature", temperature), ("lr", lr), ("patch_shuffle", patch_shuffle)
+        ):  # fmt: skip
             if value <= 0:
                 raise ValueError(f"protocol.{what}: got {value}, expected > 0")
+        if labels == "hard" and cutmix_alpha:
+            raise ValueError(
+                f"protocol.labels: got hard with cutmix_alpha {cutmix_alpha}, expected labels online for mixed images: "
+                "set cutmix_alpha: 0"
+            )
         self.name = name
         self.epochs = epochs
         self.batch_size = dict(batch_size) if batch_size else {1: 10, 10: 50, 50: 100}
@@ -58,13 +87,19 @@ class Protocol:
                 f"protocol.batch_size: got {self.batch_size}, expected images per class → batch size from 1 on, "
                 "for example {1: 10, 10: 50}"
             )
+        self.labels = labels
         self.temperature = temperature
+        self.optimizer = optimizer
         self.lr = lr
         self.betas = betas
+        self.momentum = momentum
         self.weight_decay = weight_decay
+        self.schedule = schedule
         self.half_period = half_period
         self.crop_scale = crop_scale
         self.flip = flip
+        self.dsa = list(dsa)
+        self.patch_shuffle = patch_shuffle
         self.cutmix_alpha = cutmix_alpha
         self.early_scores = early_scores
 
@@ -79,6 +114,8 @@ class Protocol:
 
     def lr_factor(self, epoch: int) -> float:
         """Return the share of the learning rate in an epoch, ½(1 + cos(π e / 2E)) for ``half_period`` 1."""
+        if self.schedule == "step":
+            return 1.0 if 2 * epoch < self.epochs else STEP_FACTOR
         return (1 + math.cos(math.pi * self.half_period * epoch / (2 * self.epochs))) / 2
 
     def evaluated_epochs(self) -> tuple[int, ...]:

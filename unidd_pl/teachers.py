@@ -27,7 +27,7 @@ from unidd_pl.specs import DatasetSpec
 
 TEACHER_FORMAT = "unidd-teacher-1"
 _SAME_NORMALISATION = 1e-4  # pixels in [0, 1]; means are often given with four digits
-_TEST_BATCH = 500
+_TEST_BATCH = 100  # images: their features stay in the cache of a CPU, a quarter faster in bf16 than 500
 _CHECKED_CLASSES = 100  # at most; enough to see that an order differs
 _CHECKED_IMAGES = 20  # training images of each
 _MIXED_UP_SHARE = 0.5  # of a class's images predicted as one other class: names or order differ
