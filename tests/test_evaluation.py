@@ -141,14 +141,8 @@ def test_the_loss_is_the_written_out_one(
     assert looker.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
-HARD = {
-    "labels": "hard",
-    "optimizer": "sgd",
-    "schedule": "step",
-    "crop_scale": None,
-    "flip": False,
-    "cutmix_alpha": 0.0,
-}
+PLAIN = {"crop_scale": None, "flip": False, "cutmix_alpha": 0.0}
+HARD = {"labels": "hard", "optimizer": "sgd", "schedule": "step", **PLAIN}
 
 
 def test_hard_labels_are_a_cross_entropy_without_the_teacher(
