@@ -173,9 +173,11 @@ def _spectral_axis(axes: Axes, spectrum: LayerSpectrum) -> bool:
     edges = _edges(spectrum)
     for band, (left, right) in edges.items():
         axes.axvspan(right, left, color=BAND_COLOURS[band], alpha=_SHADE, linewidth=0)
+        # At the outer edges, so that names of narrow bands do not meet.
+        x, alignment = {"low": (left, "left"), "high": (right, "right")}.get(band, (math.sqrt(left * right), "center"))
         axes.text(
-            math.sqrt(left * right), 1.01, band, color=BAND_COLOURS[band], transform=axes.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=10, fontweight="bold",
+            x, 1.01, band, color=BAND_COLOURS[band], transform=axes.get_xaxis_transform(),
+            ha=alignment, va="bottom", fontsize=10, fontweight="bold",
         )  # fmt: skip
     margin = (float(alive[0]) / float(alive[-1])) ** 0.02 * 1.02
     axes.set_xlim(float(alive[0]) * margin, float(alive[-1]) / margin)  # inverted

@@ -41,10 +41,11 @@ class Spectrum:
         for one in self.spectra:
             shares = one.flc_share()
             bands = [_count_and_share(one.count(band), shares[band]) for band in LIVING_BANDS]
-            largest, median = float(one.eigenvalues[0]), float(one.eigenvalues.quantile(0.5))
+            largest = float(one.eigenvalues[0])
+            median = float(one.alive.quantile(0.5)) if len(one.alive) else 0.0
             row = (one.layer, str(one.channels), f"{largest:.2e}", f"{median:.2e}", *bands, str(one.count("dead")))
             rows.append(row)
-        return f"{text_table(head, rows)}\nBy band: directions, share of Φ's energy."
+        return f"{text_table(head, rows)}\nλ median: without dead directions. By band: directions, share of Φ's energy."
 
     def _match_table(self, layers: Sequence[LayerMatch]) -> str:
         head = ("layer", *(f"Φ {band}" for band in LIVING_BANDS), *(f"Ψ {band}" for band in LIVING_BANDS))
