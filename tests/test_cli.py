@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -144,6 +145,32 @@ class TestCommands:
         assert scores["precision"] == "bf16-mixed"
         fingerprints = [DistilledSet.load(path).fingerprint() for path in sets]
         assert [row["distilled_set"] for row in scores["rows"]] == [*fingerprints, None]
+
+    def test_networks_times_seeds_in_every_format(
+        self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        output = tmp_path / "scores.json"
+        main([
+            *EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(output),
+            "--networks", "convnet-w8-d1,convnet-w8-d2", "resnet18", "--protocol.epochs", "1",
+        ])  # fmt: skip
+        printed = capsys.readouterr().out
+        networks = ["convnet-w8-d1", "convnet-w8-d2", "resnet18"]
+        for network in networks:
+            for row in ("cfm", "real images"):
+                assert re.search(rf"^{row} +{network} +2 +(\d+\.\d ± \d+\.\d *){{3}}$", printed, re.MULTILINE)
+            assert re.search(rf"^cfm +{network} +2 +[+-]\d+\.\d +[+-]\d+\.\d to [+-]\d+\.\d", printed, re.MULTILINE)
+        with output.with_suffix(".csv").open() as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == 3 * 2 * 2
+        assert {line["network"] for line in lines} == set(networks)
+        rows = json.loads(output.read_text())["rows"]
+        students = {(row["network"], row["training_set"], one["seed"]): one for row in rows for one in row["students"]}
+        for line in lines:
+            one = students[line["network"], line["training_set"], int(line["seed"])]
+            assert float(line["tail_mean"]) == one["tail_mean"] <= float(line["top5_tail_mean"])
+        assert output.with_suffix(".md").read_text().count("| cfm |") == 3
+        assert output.with_suffix(".tex").read_text().count(r"cfm & ") == 3
 
     def test_export_writes_the_same_pixels(self, in_workplace: Path, tmp_path: Path) -> None:
         main(["export", "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(tmp_path / "png")])
@@ -388,7 +415,7 @@ class TestBadInput:
     def test_unknown_student(self, refused: Refused, in_workplace: Path, tmp_path: Path) -> None:
         message = refused(
             *EVALUATE, "--distilled", "runs/cfm_digits/distilled.safetensors",
-            "--output", str(tmp_path / "x.json"), "--network", "convnut",
+            "--output", str(tmp_path / "x.json"), "--networks", "convnut",
         )  # fmt: skip
         assert "convnut" in message
 
@@ -492,7 +519,7 @@ def test_any_folder_of_images_from_fit_to_table(
     main(["fit", *config, *data, *short, "--model.init_args.ipc", "1", "--model.init_args.iterations", "2"])
     main(
         [
-            "evaluate", "--config", str(CONFIGS / "eval_folder.yaml"), *data, "--network", "convnet-w8-d2",
+            "evaluate", "--config", str(CONFIGS / "eval_folder.yaml"), *data, "--networks", "convnet-w8-d2",
             "--distilled", "runs/cfm_folder/distilled.safetensors", "--protocol.epochs", "2", "--seeds", "1",
         ]
     )  # fmt: skip

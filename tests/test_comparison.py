@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from unidd_pl.comparison import Comparison, Row, environment, mean_and_std, seeds_then_rows
+from unidd_pl.comparison import Comparison, Row, environment, mean_and_std, paired_difference, seeds_then_rows
 from unidd_pl.evaluation import StudentScore
 from unidd_pl.protocols import Protocol
+from unidd_pl.tables import latex_table
 
 
 def score(seed: int, *accuracies: float) -> StudentScore:
@@ -92,7 +95,9 @@ def test_save_writes_the_dictionary(comparison: Comparison, tmp_path: Path) -> N
     comparison.rows = comparison.rows[:1]
     comparison.save(path)  # a later state replaces the earlier one
     assert len(json.loads(path.read_text())["rows"]) == 1
-    assert [file.name for file in path.parent.iterdir()] == ["comparison.json"]
+    assert {file.name for file in path.parent.iterdir()} == {
+        f"comparison.{kind}" for kind in ("json", "csv", "md", "tex")
+    }
 
 
 def test_save_names_the_folder_that_it_cannot_write_to(comparison: Comparison, tmp_path: Path) -> None:
@@ -120,3 +125,69 @@ def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:
     assert [(row.name, seed) for row, seed in seeds_then_rows(rows, 3)] == [
         ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)
     ]  # fmt: skip
+
+
+def test_top5_stands_beside_top1_where_there_are_more_than_five_classes(comparison: Comparison) -> None:
+    assert "top-5" not in comparison.table()
+    for row in comparison.rows:
+        row.scores = [
+            StudentScore(one.seed, one.accuracies, one.tail_epochs, dict.fromkeys(one.accuracies, 0.9))
+            for one in row.scores
+        ]
+    lines = comparison.table().splitlines()
+    assert lines[2].rstrip().endswith("top-5 tail mean")
+    assert lines[4].rstrip().endswith("90.0 ± 0.0")
+
+
+class TestPairedDifference:
+    ours = (0.66, 0.64, 0.67, 0.65)
+    theirs = (0.62, 0.63, 0.64, 0.60)
+
+    def scores(self, values: tuple[float, ...], first: int = 0) -> list[StudentScore]:
+        return [score(seed, value, value) for seed, value in enumerate(values, start=first)]
+
+    def test_agrees_with_the_formulas_written_out(self) -> None:
+        result = paired_difference(self.scores(self.ours), self.scores(self.theirs))
+        differences = np.subtract(self.ours, self.theirs)
+        error = differences.std(ddof=1) / 2
+        quantile = 3.1824463052842638  # of Student's t with 3 degrees of freedom, 97.5 %
+        assert result.n == 4
+        assert result.mean == pytest.approx(differences.mean())
+        assert (result.low, result.high) == pytest.approx(
+            (differences.mean() - quantile * error, differences.mean() + quantile * error)
+        )
+        # The p-value is the share of the density beyond t, by the trapezium rule.
+        t = np.linspace(differences.mean() / error, 2000, 2_000_001)
+        density = 6 * np.sqrt(3) / (np.pi * (3 + t**2) ** 2)
+        assert result.p_value == pytest.approx(2 * np.trapezoid(density, t), rel=1e-3)
+
+    def test_pairs_by_seed_and_not_by_place(self) -> None:
+        shuffled = [*reversed(self.scores(self.theirs))]
+        expected = paired_difference(self.scores(self.ours), self.scores(self.theirs))
+        assert paired_difference(self.scores(self.ours), shuffled) == expected
+
+    def test_seeds_that_are_missing_on_one_side_do_not_count(self) -> None:
+        assert paired_difference(self.scores(self.ours), self.scores(self.theirs, first=2)).n == 2
+
+    def test_one_pair_has_no_interval(self) -> None:
+        result = paired_difference(self.scores((0.6,)), self.scores((0.5,)))
+        assert result.mean == pytest.approx(0.1)
+        assert math.isnan(result.low)
+        assert math.isnan(result.p_value)
+
+    def test_equal_differences_leave_nothing_to_test(self) -> None:
+        assert paired_difference(self.scores((0.5, 0.5)), self.scores((0.5, 0.5))).p_value == 1.0
+
+    def test_the_table_ends_with_the_differences(self, comparison: Comparison) -> None:
+        real = Row("real images", "convnet-w8-d2", [score(0, 0.2, 0.50, 0.60), score(1, 0.2, 0.55, 0.55)])
+        comparison.rows = [comparison.rows[0], real]
+        last = comparison.table().splitlines()[-1].split()
+        # tail means 62, 69 against 55, 55
+        assert last[:4] == ["distilled", "convnet-w8-d2", "2", "+10.5"]
+        assert comparison.to_dict()["rows"][0]["difference_to_real"]["mean"] == pytest.approx(0.105)
+
+
+def test_latex_escapes_what_latex_would_read() -> None:
+    table = latex_table(["a_b", "100 %"], [["x & y", "1.0 ± 0.1"]])
+    assert r"a\_b & 100 \% \\" in table
+    assert r"x \& y & 1.0 $\pm$ 0.1 \\" in table

@@ -143,7 +143,7 @@ def _tune(arguments: list[str]) -> None:
         objects.data,
         {name: config[name] for name in ("eta", "beta", "relative") if config[name]},
         protocol=objects.protocol,
-        network=config.network,
+        network=_only(_split(config.networks)),
         seeds=config.seeds,
         holdout=config.holdout,
         tracking=objects.tracking,
@@ -195,6 +195,16 @@ def _distillation_run(parsed: Any, objects: Any, data: Any, output: Path, **opti
         pixel_type=parsed.pixel_type,
         **options,
     )
+
+
+def _split(names: list[str]) -> list[str]:
+    return [name for part in names for name in part.split(",") if name]
+
+
+def _only(names: list[str]) -> str:
+    if len(names) != 1:
+        raise ValueError(f"networks: got {names}, expected one: candidates are compared with one architecture")
+    return names[0]
 
 
 def _name_of(config: Any) -> str:
@@ -272,7 +282,7 @@ def _evaluate(arguments: list[str]) -> None:
         data=objects.data,
         teacher=objects.teacher,
         protocol=objects.protocol,
-        network=config.network,
+        networks=_split(config.networks),
         seeds=config.seeds,
         cache=Path(config.cache_dir),
         tracking=objects.tracking,
@@ -309,7 +319,8 @@ def _add_student_options(parser: Any, seeds: int) -> None:
     from unidd_pl.protocols import Protocol
 
     parser.add_class_arguments(Protocol, "protocol")
-    parser.add_argument("--network", type=str, default="convnet-w128-d3", help="the student")
+    help_text = "architectures of the students, separated by spaces or commas"
+    parser.add_argument("--networks", type=str, nargs="+", default=["convnet-w128-d3"], help=help_text)
     parser.add_argument("--seeds", type=int, default=seeds, help="students per row")
     parser.add_argument("--precision", type=str, default="32-true", help="of the students, for example bf16-mixed")
 

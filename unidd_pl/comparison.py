@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import os
 import platform
 import statistics as plain_statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from unidd_pl import __version__
 from unidd_pl.evaluation import StudentScore
 from unidd_pl.files import atomic_write
 from unidd_pl.protocols import Protocol
-from unidd_pl.tables import text_table
+from unidd_pl.tables import latex_table, markdown_table, text_table
 
 PERCENT = 100
 
@@ -58,6 +61,48 @@ class Row:
         """Mean and standard deviation over seeds of the last epoch."""
         return mean_and_std([score.last_epoch for score in self.scores])
 
+    @property
+    def top5_tail_mean(self) -> Figure | None:
+        """Mean and standard deviation of the top-5 tail mean; None where there are no more than five classes."""
+        values = [score.top5_tail_mean for score in self.scores if score.top5_tail_mean is not None]
+        return mean_and_std(values) if values else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of paired students, with a t interval and the p-value of a paired t-test.
+
+    Args:
+        n: Number of pairs.
+        mean: Mean difference, in [−1, 1].
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        p_value: Two-sided; not a number for one pair.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_difference(scores: Sequence[StudentScore], others: Sequence[StudentScore]) -> Difference:
+    """Compare the tail means of students that share a seed; for one pair the interval is not a number."""
+    by_seed = {score.seed: score.tail_mean for score in others}
+    pairs = [(score.tail_mean, by_seed[score.seed]) for score in scores if score.seed in by_seed]
+    mean = plain_statistics.fmean(one - other for one, other in pairs) if pairs else math.nan
+    if len(pairs) < 2:
+        return Difference(len(pairs), mean, math.nan, math.nan, math.nan)
+    differences = [one - other for one, other in pairs]
+    if len(set(differences)) == 1:  # no spread to test against
+        return Difference(len(pairs), mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    from scipy import stats  # noqa: PLC0415  half a second that only the end of an evaluation needs
+
+    result = stats.ttest_1samp(differences, 0.0)
+    interval = result.confidence_interval(0.95)
+    return Difference(len(pairs), mean, float(interval.low), float(interval.high), float(result.pvalue))
+
 
 @dataclass
 class Comparison:
@@ -81,24 +126,80 @@ class Comparison:
 
     def table(self) -> str:
         """Return the rows as text: top-1 in %, mean ± standard deviation over n students."""
-        head = ("training set", "student", "n", "tail mean", "last epoch")
-        body = [
-            (
-                row.name,
-                row.network,
-                str(len(row.scores)),
-                plus_minus(row.tail_mean),
-                plus_minus(row.last_epoch),
-            )
-            for row in self.rows
-            if row.scores
-        ]
+        parts = [self.title, text_table(*self._cells())]
+        if differences := self._difference_cells():
+            parts += ["Difference of paired students (same seed) to real images, points of the tail mean", differences]
+        return "\n\n".join(parts)
+
+    @property
+    def title(self) -> str:
+        """What all rows share."""
         precision = "" if self.precision == "32-true" else f" in {self.precision}"
-        title = (
+        return (
             f"{self.dataset}, {self.ipc} images per class, protocol {self.protocol.label}{precision}: "
             "top-1 on the test images, %"
         )
-        return f"{title}\n\n{text_table(head, body)}"
+
+    def markdown(self) -> str:
+        """Return the rows as a Markdown table under their title."""
+        return f"{self.title}\n\n{markdown_table(*self._cells())}\n"
+
+    def latex(self) -> str:
+        """Return the rows as a LaTeX tabular, its title as a comment."""
+        return f"% {self.title}\n{latex_table(*self._cells())}\n"
+
+    def csv(self) -> str:
+        """Return a line for each student: accuracies in [0, 1] and all that they depend on."""
+        lines = io.StringIO()
+        head = ("training_set", "network", "seed", "tail_mean", "last_epoch", "top5_tail_mean")
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow([*head, "dataset", "ipc", "protocol", "epochs", "precision"])
+        shared = [self.dataset, self.ipc, self.protocol.name, self.protocol.epochs, self.precision]
+        for row in self.rows:
+            for score in row.scores:
+                figures = [score.tail_mean, score.last_epoch, score.top5_tail_mean]
+                writer.writerow([row.name, row.network, score.seed, *figures, *shared])
+        return lines.getvalue()
+
+    def differences(self) -> dict[tuple[str, str], Difference]:
+        """Return by (training set, network) the difference of the tail mean to real images, over paired seeds."""
+        real = {row.network: row for row in self.rows if row.distilled is None}
+        return {
+            (row.name, row.network): paired_difference(row.scores, real[row.network].scores)
+            for row in self.rows
+            if row.distilled is not None and row.network in real and min(len(row.scores), len(real[row.network].scores))
+        }
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        has_top5 = any(row.top5_tail_mean for row in self.rows)
+        head = ["training set", "student", "n", "tail mean", "last epoch", *(["top-5 tail mean"] if has_top5 else [])]
+        body = [
+            [
+                row.name,
+                row.network,
+                str(len(row.scores)),
+                *map(plus_minus, (row.tail_mean, row.last_epoch)),
+                *([plus_minus(row.top5_tail_mean)] if row.top5_tail_mean else []),
+            ]
+            for row in self.rows
+            if row.scores
+        ]
+        return head, body
+
+    def _difference_cells(self) -> str:
+        rows = [
+            [
+                name,
+                network,
+                str(one.n),
+                f"{PERCENT * one.mean:+.1f}",
+                f"{PERCENT * one.low:+.1f} to {PERCENT * one.high:+.1f}",
+                f"{one.p_value:.3f}",
+            ]
+            for (name, network), one in self.differences().items()
+            if one.n > 1
+        ]
+        return text_table(["training set", "student", "n", "difference", "95 % interval", "p"], rows) if rows else ""
 
     def metrics(self) -> dict[str, float]:
         """Return the means and deviations by row, for tracking."""
@@ -128,6 +229,8 @@ class Comparison:
                     "n": len(row.scores),
                     "tail_mean": _figure(row.tail_mean),
                     "last_epoch": _figure(row.last_epoch),
+                    "top5_tail_mean": _figure(row.top5_tail_mean) if row.top5_tail_mean else None,
+                    "difference_to_real": self._difference_of(row),
                     "students": [
                         {
                             "seed": score.seed,
@@ -135,6 +238,7 @@ class Comparison:
                             "last_epoch": score.last_epoch,
                             "best_epoch_chosen_on_test": score.best_epoch,
                             "accuracy_by_epoch": score.accuracies,
+                            "top5_by_epoch": score.top5,
                         }
                         for score in row.scores
                     ],
@@ -144,10 +248,21 @@ class Comparison:
             ],
         }
 
+    def _difference_of(self, row: Row) -> dict[str, float | int] | None:
+        one = self.differences().get((row.name, row.network))
+        return asdict(one) if one is not None and one.n > 1 else None
+
     def save(self, path: Path) -> None:
-        """Write `to_dict` as JSON, atomically."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write `to_dict` as JSON, atomically, and beside it the table as .csv, .md and .tex."""
+        contents = {
+            path: json.dumps(self.to_dict(), indent=1) + "\n",
+            path.with_suffix(".csv"): self.csv(),
+            path.with_suffix(".md"): self.markdown(),
+            path.with_suffix(".tex"): self.latex(),
+        }
+        for file, content in contents.items():
+            with atomic_write(file) as temporary:
+                temporary.write_text(content)
 
 
 def environment() -> dict[str, str]:

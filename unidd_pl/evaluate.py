@@ -34,7 +34,7 @@ class Evaluation:
         teacher: The teacher that labels. Without a checkpoint it is the one that the sets were distilled
             with, where the cache holds it.
         protocol: How to train the students.
-        network: Name of the students' architecture.
+        networks: Names of the students' architectures; each set and the real images make a row for each.
         seeds: Students per row.
         cache: Folder that holds ``teachers``.
         tracking: Where the evaluation is recorded.
@@ -54,7 +54,7 @@ class Evaluation:
         data: ImageData,
         teacher: TeacherRecipe,
         protocol: Protocol,
-        network: str,
+        networks: Sequence[str],
         seeds: int,
         cache: Path,
         tracking: Tracking,
@@ -67,6 +67,8 @@ class Evaluation:
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        if len(set(networks)) < max(1, len(networks)):
+            raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
         self.sets = dict(zip(_row_names(self.paths), map(DistilledSet.load, self.paths), strict=True))
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
@@ -74,13 +76,13 @@ class Evaluation:
         self.data = data
         self.teacher_recipe = teacher
         self.protocol = protocol
-        self.network = network
+        self.networks = tuple(networks)
         self.seeds = seeds
         self.cache = cache
         self.tracking = tracking
         self.accelerator = accelerator
         self.precision = precision
-        self.output = output or self.paths[0].with_name("evaluation.json")
+        self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
         self.config = config
         for one in self.sets.values():
             check_same_classes(one.spec, data.spec)
@@ -91,20 +93,28 @@ class Evaluation:
                 "another --output FILE"
             )
         # What would only show after a teacher or a student was trained:
-        build_network(network, data.spec)
+        for network in self.networks:
+            build_network(network, data.spec)
         _ = data.test
         check_enough_images(data.train, data.spec, self.ipc)
 
     def run(self) -> Comparison:
         """Train all students; print the table, the picture's path and how to open MLflow."""
         teacher = self._teacher()
-        rows = [Row(name, self.network, distilled=one.fingerprint()) for name, one in self.sets.items()]
+        rows = [
+            row
+            for network in self.networks
+            for row in (
+                *(Row(name, network, distilled=one.fingerprint()) for name, one in self.sets.items()),
+                Row(REAL_ROW, network),
+            )
+        ]
         comparison = Comparison(
             self.protocol,
             self.data.spec.name,
             self.ipc,
             {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy},
-            [*rows, Row(REAL_ROW, self.network)],
+            rows,
             self.precision,
         )
         tags = {
@@ -112,6 +122,7 @@ class Evaluation:
             "dataset": self.data.spec.name,
             "ipc": str(self.ipc),
             "protocol": self.protocol.name,
+            "networks": ",".join(self.networks),
             "teacher": teacher.fingerprint,
         }
         with self.tracking.run("evaluation", self.paths[0].parent.name, tags, self.config) as run:
@@ -120,7 +131,8 @@ class Evaluation:
                 self._score(row, seed, teacher, label, run)
                 comparison.save(self.output)  # after each student, so that a stopped evaluation keeps its part
             run.metrics(comparison.metrics())
-            run.artifact(self.output)
+            for suffix in (".json", ".csv", ".md", ".tex"):
+                run.artifact(self.output.with_suffix(suffix))
             self._report(comparison, run)
         return comparison
 
@@ -183,7 +195,7 @@ class Evaluation:
                 picture(one, image)
             run.artifact(image)
         say(f"\n{comparison.table()}\n")
-        say(f"Figures: {self.output}")
+        say(f"Figures: {self.output} (and .csv, .md, .tex)")
         for image in images:
             say(f"Picture of the distilled images: {image}")
         if command := self.tracking.ui_command():

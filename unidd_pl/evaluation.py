@@ -5,7 +5,7 @@ Legend: n images, c channels, h w space, k classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -22,8 +22,10 @@ from unidd_pl.protocols import Protocol
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.siamese_augmentation import siamese_augment
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.teachers import Teacher, accuracy_of
+from unidd_pl.teachers import Teacher, accuracies_of
 from unidd_pl.training import is_logged_step, train
+
+TOP = 5  # classes among which the right one counts, beside the first
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class StudentScore:
         seed: Seed of the student.
         accuracies: Top-1 on the test images in [0, 1], by epoch (counted from 1).
         tail_epochs: Epochs that the tail mean is over.
+        top5: Top-5 likewise; empty where there are no more than five classes.
     """
 
     seed: int
     accuracies: dict[int, float]
     tail_epochs: tuple[int, ...]
+    top5: dict[int, float] = field(default_factory=dict)
 
     @property
     def last_epoch(self) -> float:
@@ -64,6 +68,11 @@ class StudentScore:
     def tail_mean(self) -> float:
         """Mean accuracy over the scored epochs of the tail; the figure to compare by."""
         return sum(self.accuracies[epoch] for epoch in self.tail_epochs) / len(self.tail_epochs)
+
+    @property
+    def top5_tail_mean(self) -> float | None:
+        """Mean top-5 accuracy over the tail; None where there are no more than five classes."""
+        return sum(self.top5[epoch] for epoch in self.tail_epochs) / len(self.tail_epochs) if self.top5 else None
 
     @property
     def best_epoch(self) -> float:
@@ -110,8 +119,10 @@ class EvalModule(L.LightningModule):
         self.training_set = training_set
         self.test_images = test
         self.accuracies: dict[int, float] = {}
+        self.top5: dict[int, float] = {}
         self._teacher = (teacher,)  # a tuple hides it from Module: no submodule, no .train()
         self._scored = frozenset(protocol.evaluated_epochs())
+        self._top = (1, TOP) if spec.num_classes > TOP else (1,)
         self._pixels = training_set.pixels
         self._labels = training_set.labels
 
@@ -186,10 +197,12 @@ class EvalModule(L.LightningModule):
             return
         self.student.eval()
         with self.trainer.precision_plugin.forward_context():  # scored as it is trained
-            accuracy = accuracy_of(self.student, self.spec, self.test_images)
+            scores = accuracies_of(self.student, self.spec, self.test_images, self._top)
         self.student.train()
-        self.accuracies[epoch] = accuracy
-        self.log("accuracy", accuracy, prog_bar=True)
+        self.accuracies[epoch] = scores[0]
+        if len(scores) > 1:
+            self.top5[epoch] = scores[1]
+        self.log("accuracy", scores[0], prog_bar=True)
 
 
 def train_student(
@@ -225,7 +238,7 @@ def train_student(
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
     train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, precision=precision, logger=logger)
-    return StudentScore(seed, module.accuracies, protocol.tail_epochs())
+    return StudentScore(seed, module.accuracies, protocol.tail_epochs(), module.top5)
 
 
 def real_images(images: LabelledImages, spec: DatasetSpec, ipc: int, seed: int) -> TrainingSet:

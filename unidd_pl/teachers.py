@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,10 +154,19 @@ def predictions(network: nn.Module, spec: DatasetSpec, images: LabelledImages) -
         yield network(spec.normalise(batch.to(device))), labels.to(device)
 
 
+def accuracies_of(
+    network: nn.Module, spec: DatasetSpec, images: LabelledImages, top: Sequence[int] = (1,)
+) -> tuple[float, ...]:
+    """Return the top-k accuracy in [0, 1] for each k of `top`; the mode of the network is left as it is."""
+    logits, labels = (torch.cat(parts) for parts in zip(*predictions(network, spec, images), strict=True))
+    return tuple(
+        float(multiclass_accuracy(logits.float(), labels, spec.num_classes, average="micro", top_k=k)) for k in top
+    )
+
+
 def accuracy_of(network: nn.Module, spec: DatasetSpec, images: LabelledImages) -> float:
     """Return the top-1 accuracy in [0, 1]; the mode of the network is left as it is."""
-    logits, labels = (torch.cat(parts) for parts in zip(*predictions(network, spec, images), strict=True))
-    return float(multiclass_accuracy(logits, labels, spec.num_classes, average="micro"))
+    return accuracies_of(network, spec, images)[0]
 
 
 def file_name(origin: str, fingerprint: str) -> str:
