@@ -19,7 +19,7 @@ def method_table(*, markdown: bool = False) -> str:
 
 
 def _row(method: Method) -> tuple[str, ...]:
-    uses_beta = any("β" in term.filter.formula for term in method.terms)
+    uses_beta = any(term.filter.uses_beta for term in method.terms)
     beta = ("curriculum" if method.scheduled else "fixed") if uses_beta else "–"
     terms = ", ".join(term.formula for term in method.terms)
     layers = {"conv": "convolutions", "batchnorm": "BatchNorms"}[method.layers]

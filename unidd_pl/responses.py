@@ -87,12 +87,12 @@ def responses(
     found: dict[str, Response] = {}
     for method in methods:
         for term in method.terms:
-            if method.scheduled and _uses_beta(term.filter):
+            if method.scheduled and term.filter.uses_beta:
                 for index in shown_rounds(num_rounds):
                     betas = curriculum.betas_at(beta, index, num_rounds, spectra)
                     _count_in(found, Response(term.filter, betas, (), index), method, term)
             else:
-                betas = fixed if _uses_beta(term.filter) else ()
+                betas = fixed if term.filter.uses_beta else ()
                 _count_in(found, Response(term.filter, betas, ()), method, term)
     return tuple(found.values())
 
@@ -114,7 +114,3 @@ def _user(method: Method, term: Term) -> str:
         return method.name
     return f"{method.name} ({_OPERAND_SIGN[term.operand]}{' diagonal' if term.diagonal else ''})"
 
-
-def _uses_beta(spectral_filter: SpectralFilter) -> bool:
-    probe = torch.tensor([1.0, 0.5])
-    return not torch.equal(spectral_filter.response(probe, 1.0), spectral_filter.response(probe, 2.0))

@@ -87,7 +87,7 @@ class Tracking:
         records.
 
         Args:
-            stage: teacher, statistics, distillation or evaluation; becomes the tag `stage`.
+            stage: teacher, statistics, distillation, tuning, evaluation or spectrum; becomes the tag `stage`.
             name: Name of the run.
             tags: Further tags.
             config: The resolved config as YAML; becomes the artifact config.yaml and the params of the run.

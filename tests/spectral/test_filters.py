@@ -248,3 +248,7 @@ def test_the_step_of_both_sides_is_stable_and_gradient_free(psd: PsdFactory) -> 
         assert value.isfinite().all()
         assert gradient.isfinite().all()
         assert torch.linalg.matrix_norm(value, 2) <= (50 / largest if kind is Landweber else 1.0) * 1.001
+
+
+def test_only_the_resolvent_depends_on_beta() -> None:
+    assert [type(one).__name__ for one in SPECTRAL_FILTERS if one.uses_beta] == ["Resolvent"]

@@ -32,6 +32,12 @@ class SpectralFilter(ABC):
     formula: ClassVar[str] = "f(λ)"
     two_sided: ClassVar[bool] = False
 
+    @property
+    def uses_beta(self) -> bool:
+        """Whether f depends on β."""
+        probe = torch.tensor([1.0, 0.5])
+        return not torch.equal(self.response(probe, 1.0), self.response(probe, 2.0))
+
     @abstractmethod
     def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
         """Return f(λ), elementwise.
