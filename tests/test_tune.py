@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unidd_pl.cli import main
-from unidd_pl.comparison import mean_and_std
+from unidd_pl.comparison import Row, mean_and_std
 from unidd_pl.data import DigitsData
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.distilled import DistilledSet
@@ -76,7 +76,7 @@ def test_the_best_has_the_highest_tail_mean(results: dict[str, Any]) -> None:
 def test_equal_trials_keep_the_first() -> None:
     tuning = object.__new__(Tuning)
     score = StudentScore(0, {1: 0.5}, (1,))
-    tuning.trials = [Trial({"eta": eta}, (score,)) for eta in (0.1, 1.0)]
+    tuning.trials = [Trial({"eta": eta}, Row("", "", [score])) for eta in (0.1, 1.0)]
     assert tuning.best.candidate == {"eta": 0.1}
 
 

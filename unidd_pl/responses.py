@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from unidd_pl.spectral import METHODS, CosineCurriculum, Curriculum, Method, SpectralFilter, Term
@@ -113,4 +112,3 @@ def _user(method: Method, term: Term) -> str:
     if len(operands) == 2:
         return method.name
     return f"{method.name} ({_OPERAND_SIGN[term.operand]}{' diagonal' if term.diagonal else ''})"
-

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidd_pl.comparison import PERCENT, Figure, environment, mean_and_std, plus_minus
+from unidd_pl.comparison import PERCENT, Row, environment, plus_minus
 from unidd_pl.console import say
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.module import ImageData
@@ -36,17 +36,7 @@ class Trial:
     """A candidate and what its students reached on the hold-out."""
 
     candidate: Candidate
-    scores: tuple[StudentScore, ...]
-
-    @property
-    def tail_mean(self) -> Figure:
-        """Mean and standard deviation over students of the tail mean; what candidates are chosen by."""
-        return mean_and_std([score.tail_mean for score in self.scores])
-
-    @property
-    def last_epoch(self) -> Figure:
-        """Mean and standard deviation over students of the last epoch."""
-        return mean_and_std([score.last_epoch for score in self.scores])
+    row: Row
 
 
 class Tuning:
@@ -128,8 +118,8 @@ class Tuning:
         with self.tracking.run("tuning", self.output.name, tags, self.config) as record:
             for number, (candidate, run) in enumerate(zip(self.candidates, runs, strict=True)):
                 say(f"\nCandidate {number + 1} of {len(runs)}: {_name(candidate)}")
-                self.trials.append(Trial(candidate, self._students(run)))
-                record.metrics({"holdout_accuracy": self.trials[-1].tail_mean[0]}, step=number)
+                self.trials.append(Trial(candidate, Row(_name(candidate), self.network, self._students(run))))
+                record.metrics({"holdout_accuracy": self.trials[-1].row.tail_mean[0]}, step=number)
                 self._save()
             record.artifact(self.results)
             best = self.best
@@ -142,7 +132,7 @@ class Tuning:
     @property
     def best(self) -> Trial:
         """The candidate with the highest tail mean on the hold-out; the first of equal ones."""
-        return max(self.trials, key=lambda trial: trial.tail_mean[0])
+        return max(self.trials, key=lambda trial: trial.row.tail_mean[0])
 
     def table(self) -> str:
         """Return the trials as text: top-1 on the hold-out in %, mean ± standard deviation over students."""
@@ -150,17 +140,17 @@ class Tuning:
         rows = [
             [
                 *(str(one.candidate[name]) for name in names),
-                str(len(one.scores)),
-                *map(plus_minus, (one.tail_mean, one.last_epoch)),
+                str(len(one.row.scores)),
+                *map(plus_minus, (one.row.tail_mean, one.row.last_epoch)),
             ]
             for one in self.trials
         ]
         title = f"{self.data.dataset_name}, protocol {self.protocol.label}: top-1 on the hold-out, %"
         return f"{title}\n\n{text_table([*names, 'n', 'tail mean', 'last epoch'], rows)}"
 
-    def _students(self, run: DistillationRun) -> tuple[StudentScore, ...]:
+    def _students(self, run: DistillationRun) -> list[StudentScore]:
         distilled = DistilledSet.load(run.fit())
-        return tuple(
+        return [
             train_student(
                 self.network,
                 TrainingSet(distilled.images, distilled.labels, distilled.ipc),
@@ -173,7 +163,7 @@ class Tuning:
                 precision=self.precision,
             )
             for seed in range(self.seeds)
-        )
+        ]
 
     def _save(self) -> None:
         content = {
@@ -188,8 +178,8 @@ class Tuning:
             "trials": [
                 {
                     **one.candidate,
-                    "tail_mean": [PERCENT * score.tail_mean for score in one.scores],
-                    "last_epoch": [PERCENT * score.last_epoch for score in one.scores],
+                    "tail_mean": [PERCENT * score.tail_mean for score in one.row.scores],
+                    "last_epoch": [PERCENT * score.last_epoch for score in one.row.scores],
                 }
                 for one in self.trials
             ],
