@@ -46,7 +46,7 @@ class Trace(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         self.positions.append(self._module.position)
-        self.betas.append(self._module.round_betas[0])
+        self.betas.append(self._module.matching.betas[0])
         assert self._module.images.grad is not None
         self.gradients.append(self._module.images.grad.clone())
 

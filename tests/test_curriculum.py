@@ -30,7 +30,7 @@ class BetaRecorder(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DistillationModule)
-        self.betas.append(pl_module.round_betas[0])
+        self.betas.append(pl_module.matching.betas[0])
 
 
 class MetricRecorder(Logger):

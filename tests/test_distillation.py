@@ -20,18 +20,19 @@ import torch
 from distillation_runs import Trace, run
 from torch import Tensor, nn
 
-from unidd_pl import distillation
 from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.data.images import TensorImages
-from unidd_pl.distillation import DistillationModule, Iterations, RealSide
+from unidd_pl.distillation import DistillationModule, RealSide
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import ConvNet
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM, LFM, Moments, Signal
+from unidd_pl.spectral import matching as matching_module
 from unidd_pl.statistics import Statistics, gather_statistics
 from unidd_pl.synthetic import ChunkStore, Position, real_start
 from unidd_pl.teachers import Teacher, freeze
+from unidd_pl.training import Iterations
 
 Array = np.ndarray
 CLASSES = 3
@@ -375,13 +376,13 @@ def test_the_real_side_is_filtered_once_a_round(
     real: RealSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     betas: list[float] = []
-    original = distillation.filtered
+    original = matching_module.filtered
 
     def counted(method: Any, moments: Moments, beta: float) -> tuple[Tensor, ...]:
-        betas.append(beta)
+        betas.append(beta)  # the synthetic side is filtered in `term_distances`
         return original(method, moments, beta)
 
-    monkeypatch.setattr(distillation, "filtered", counted)
+    monkeypatch.setattr(matching_module, "filtered", counted)
     run(real, tmp_path, ipc=3, beta=0.2)
     layers = len(real.statistics.layers)
     rounds = [0.2 * (1 + math.cos(math.pi * i / 3)) / 2 for i in range(3)]

@@ -110,7 +110,7 @@ def test_every_layer_has_its_own_beta(real: RealSide, tmp_path: Path) -> None:
     with quiet_lightning():
         trainer.fit(module)
     expected = QuantileCurriculum(0.8, 0.2).betas_at(0.1, 1, 2, spectra)
-    assert module.round_betas == expected
+    assert module.matching.betas == expected
     assert len(set(expected)) == len(spectra)
     features = [torch.randn(4, len(spectrum), 3, 3) for spectrum in spectra]
     module.running_moments = None

@@ -44,7 +44,7 @@ class Steps(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DistillationModule)
-        self._now = (pl_module.position, pl_module.round_betas[0], trainer.optimizers[0].param_groups[0]["lr"])
+        self._now = (pl_module.position, pl_module.matching.betas[0], trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.done.append((*self._now, float(outputs["loss"])))

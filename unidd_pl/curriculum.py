@@ -62,7 +62,7 @@ class CurriculumCallback(L.Callback):
         round_index = min(pl_module.position.round_index, pl_module.ipc - 1)
         statistics = pl_module.real.statistics
         betas = self.curriculum.betas_at(pl_module.beta, round_index, pl_module.ipc, statistics.spectra)
-        pl_module.round_betas = betas
+        pl_module.matching.betas = betas
         figures = {"beta": statistics_of_numbers.geometric_mean(betas)}
         if len(set(betas)) > 1:
             figures |= {f"beta/{layer}": beta for layer, beta in zip(statistics.layers, betas, strict=True)}

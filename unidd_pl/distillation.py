@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,18 +18,16 @@ from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
 from unidd_pl.data.images import LabelledImages
+from unidd_pl.diagnosis import non_finite, not_filterable
 from unidd_pl.features import FeatureTap, layers_to_tap
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import (
+    MatchingLoss,
     Method,
     Moments,
     RunningMode,
     RunningMoments,
     Signal,
-    filtered,
-    largest_eigenvalues,
-    least_norms,
-    term_distances,
 )
 from unidd_pl.statistics import Statistics, label_weights
 from unidd_pl.synthetic import (
@@ -43,7 +40,7 @@ from unidd_pl.synthetic import (
     real_start,
 )
 from unidd_pl.teachers import Teacher
-from unidd_pl.training import is_logged_step
+from unidd_pl.training import Iterations, is_logged_step
 
 Start = Literal["real", "noise"]
 Running = Literal["auto", "off"] | RunningMode
@@ -161,12 +158,6 @@ class DistillationModule(L.LightningModule):
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
-        self._round_betas: tuple[float, ...] = ()
-        self._targets: list[tuple[Tensor, ...]] | None = None  # real side, filtered with the β of the round
-        self._least_norms: Tensor | None = None  # (l, t), what it has to reach to divide by it
-        self._real_moments: list[
-            Moments
-        ] = []  # in the precision and on the device of the images, for two-sided filters
         self._batch_moments: list[Moments] = []  # of the last forward pass
 
     # ---- set-up ----
@@ -197,7 +188,7 @@ class DistillationModule(L.LightningModule):
         self.running_moments = RunningMoments(self.running_mode) if self.running != "off" else None
         # Inside RealSide the teacher is no submodule: it stays out of the checkpoint and out of .train().
         self.real = real
-        self._round_betas = (self.beta,) * len(expected)
+        self.matching = MatchingLoss(self.method, real.statistics.moments, self.beta, relative=self.relative)
         self._store = store
         self._use_chunk_shape()
 
@@ -217,17 +208,6 @@ class DistillationModule(L.LightningModule):
     def last_position(self) -> Position:
         """Round, chunk and iteration that were done last."""
         return self.schedule.at(max(0, self.step - 1))
-
-    @property
-    def round_betas(self) -> tuple[float, ...]:
-        """β in force, one for each layer. Setting them also filters the real side anew when it is next needed."""
-        return self._round_betas
-
-    @round_betas.setter
-    def round_betas(self, values: tuple[float, ...]) -> None:
-        if values != self._round_betas:
-            self._targets = self._least_norms = None
-        self._round_betas = values
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam; it is made fresh and its rate set along the cosine as chunks go by."""
@@ -268,10 +248,22 @@ class DistillationModule(L.LightningModule):
         try:
             distances = self.matching_distances(features, label_weights(self.signal, labels, logits))
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(self._not_filterable(error)) from error
+            message = not_filterable(
+                error, self.position, self.matching.betas, self.real.statistics.layers, self._batch_moments
+            )
+            raise ValueError(message) from error
         loss = cross_entropy + self.eta * distances.sum()
         if not torch.isfinite(loss):
-            raise ValueError(self._non_finite(cross_entropy, distances))
+            raise ValueError(
+                non_finite(
+                    self.position,
+                    self.matching.betas,
+                    self.real.statistics.layers,
+                    self.method.term_names,
+                    distances,
+                    cross_entropy,
+                )
+            )
         if is_logged_step(self.trainer):
             self._log(loss, cross_entropy, distances)
         return loss
@@ -297,18 +289,7 @@ class DistillationModule(L.LightningModule):
             batch = [Moments.of(x, weights) for x in features]
             self._batch_moments = [moments.detach() for moments in batch]
             used = self.running_moments.combine(batch) if self.running_moments else batch
-            largest = largest_eigenvalues(self._real_largest(), used) if self.method.two_sided else None
-            real = self._filtered_real(largest)
-            return term_distances(
-                self.method,
-                real,
-                used,
-                self.round_betas,
-                largest=largest,
-                columns=self._compared_classes(),
-                relative=self.relative,
-                least=self._least(),
-            )
+            return self.matching.distances(used, self._compared_classes())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, clip to valid pixels, count; store the chunk if that was its last iteration.
@@ -418,38 +399,6 @@ class DistillationModule(L.LightningModule):
         first = 0 if self.running_moments else last.start
         return torch.arange(first, last.stop, device=self.device)
 
-    def _filtered_real(self, largest: list[Tensor] | None) -> list[tuple[Tensor, ...]]:
-        """Return f(Ψ) g(Φ) of the real side: kept for the round, or made anew where both sides have a part in f."""
-        if largest is not None:
-            like = self.images
-            self._real_moments = self._real_moments or [
-                one.to(dtype=like.dtype, device=like.device) for one in self.real.statistics.moments
-            ]
-            with torch.no_grad():
-                return [
-                    filtered(self.method, *one)
-                    for one in zip(self._real_moments, self.round_betas, largest, strict=True)
-                ]
-        if self._targets is None:
-            with torch.no_grad():
-                wide = [
-                    filtered(self.method, *one)
-                    for one in zip(self.real.statistics.moments, self.round_betas, strict=True)
-                ]
-            self._targets = [tuple(value.to(self.images) for value in values) for values in wide]
-        return self._targets
-
-    def _least(self) -> Tensor | None:
-        """Return what a real side's norm has to reach to be a scale; None where distances are absolute."""
-        if self.relative and self._least_norms is None:
-            with torch.no_grad():
-                least = least_norms(self.method, self.real.statistics.moments, self.round_betas)
-            self._least_norms = least.to(self.images)
-        return self._least_norms
-
-    def _real_largest(self) -> list[Tensor]:
-        return [spectrum[-1] for spectrum in self.real.statistics.spectra]
-
     def _log(self, loss: Tensor, cross_entropy: Tensor, distances: Tensor) -> None:
         self.log("loss/total", loss.detach(), prog_bar=True)
         self.log("loss/cross_entropy", cross_entropy.detach())
@@ -457,58 +406,3 @@ class DistillationModule(L.LightningModule):
         for layer, row in zip(self.real.statistics.layers, distances.detach(), strict=True):
             for term, value in zip(self.method.term_names, row, strict=True):
                 self.log(f"distance/{layer}/{term}", value)
-
-    def _not_filterable(self, error: Exception) -> str:
-        layers = [
-            layer
-            for layer, moments in zip(self.real.statistics.layers, self._batch_moments, strict=True)
-            if not torch.isfinite(moments.ffc).all()
-        ]
-        reason = f"features that are not finite in layer {', '.join(layers)}" if layers else str(error)
-        return (
-            f"the loss is not finite in {self.position}, β = {self._betas_text}: {reason}; expected finite values. "
-            "Lower --model.init_args.lr or raise --model.init_args.beta"
-        )
-
-    @property
-    def _betas_text(self) -> str:
-        distinct = sorted(set(self.round_betas))
-        return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
-
-    def _non_finite(self, cross_entropy: Tensor, distances: Tensor) -> str:
-        where = f"{self.position}, β = {self._betas_text}"
-        bad = [
-            f"layer {layer} ({term})"
-            for layer, row in zip(self.real.statistics.layers, distances, strict=True)
-            for term, value in zip(self.method.term_names, row, strict=True)
-            if not torch.isfinite(value)
-        ]
-        if not torch.isfinite(cross_entropy):
-            bad.append("the cross-entropy")
-        return (
-            f"the loss is not finite in {where}: {', '.join(bad)}; expected finite values. "
-            "Lower --model.init_args.lr, or raise --model.init_args.beta if only matching terms are named"
-        )
-
-
-class Iterations:
-    """The numbers 0 to n−1 as a loader that Lightning can resume within.
-
-    The module knows its own place and does not look at the numbers, so there is no state to store.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the module holds the place."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing up: the module holds the place."""

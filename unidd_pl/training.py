@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
@@ -87,3 +88,26 @@ def train(
             epoch = min(trainer.current_epoch + 1, epochs)  # after the last epoch Lightning has counted on
             raise Stopped(number, f"{label}: stopped in epoch {epoch} of {epochs}") from error
     return trainer
+
+
+class Iterations:
+    """The numbers 0 to n−1 as a loader that Lightning can resume within.
+
+    The module knows its own place and does not look at the numbers, so there is no state to store.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the module holds the place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing up: the module holds the place."""

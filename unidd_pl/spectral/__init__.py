@@ -20,6 +20,7 @@ from unidd_pl.spectral.filters import (
     SpectralFilter,
 )
 from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms, term_distances
+from unidd_pl.spectral.matching import MatchingLoss
 from unidd_pl.spectral.methods import (
     CFM,
     DC,
@@ -60,6 +61,7 @@ __all__ = [
     "Layers",
     "Linear",
     "LinearCurriculum",
+    "MatchingLoss",
     "Method",
     "Moments",
     "Operand",
