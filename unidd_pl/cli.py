@@ -274,6 +274,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_class_arguments(TeacherRecipe, "teacher")
     _add_student_options(parser, seeds=3)
     parser.add_argument("--distilled", type=str, nargs="+", required=True, help="files written by `unidd fit`")
+    parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
     config, objects = _parsed(parser, arguments)
@@ -289,6 +290,7 @@ def _evaluate(arguments: list[str]) -> None:
         accelerator=config.accelerator,
         output=Path(config.output) if config.output else None,
         precision=config.precision,
+        workers=config.workers,
         overwrite=config.overwrite,
         config=_record(parser, config),
     ).run()

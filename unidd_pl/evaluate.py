@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from unidd_pl.comparison import Comparison, Row, seeds_then_rows
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import TrainingSet, real_images, train_student
+from unidd_pl.evaluation import TrainingSet, real_images
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
 from unidd_pl.networks import build_network
@@ -18,6 +18,7 @@ from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.specs import check_same_classes
 from unidd_pl.stages import teacher_stage
+from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.synthetic import check_enough_images
 from unidd_pl.teachers import Teacher, find_teacher, load_teacher
 from unidd_pl.tracking import StageRun, Tracking
@@ -42,6 +43,7 @@ class Evaluation:
         output: JSON file of the results; None for ``evaluation.json`` beside the (first) distilled set.
         overwrite: Replace that file.
         precision: Lightning's precision of the students.
+        workers: Students trained at once, each in a process of its own.
         config: Resolved config as YAML, for the record.
 
     Raises:
@@ -63,10 +65,13 @@ class Evaluation:
         config: str,
         *,
         precision: str = "32-true",
+        workers: int = 1,
         overwrite: bool = False,
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        if workers < 1:
+            raise ValueError(f"workers: got {workers}, expected at least 1")
         if len(set(networks)) < max(1, len(networks)):
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
@@ -82,6 +87,7 @@ class Evaluation:
         self.tracking = tracking
         self.accelerator = accelerator
         self.precision = precision
+        self.workers = workers
         self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
         self.config = config
         for one in self.sets.values():
@@ -126,9 +132,13 @@ class Evaluation:
             "teacher": teacher.fingerprint,
         }
         with self.tracking.run("evaluation", self.paths[0].parent.name, tags, self.config) as run:
-            for number, (row, seed) in enumerate(seeds_then_rows(comparison.rows, self.seeds), start=1):
-                label = f"Student {number}/{len(comparison.rows) * self.seeds} on {row.name}"
-                self._score(row, seed, teacher, label, run)
+            places = list(seeds_then_rows(comparison.rows, self.seeds))
+            settings = StudentSettings(teacher, self.data.test, self.protocol, self.accelerator, self.precision)
+            for position, score in train_students(self._jobs(places), len(places), settings, self.workers):
+                row, seed = places[position]
+                row.scores = sorted([*row.scores, score], key=lambda one: one.seed)
+                for epoch, accuracy in score.accuracies.items():
+                    run.metrics({f"accuracy/{row.network}/{row.name}/seed {seed}": accuracy}, step=epoch)
                 comparison.save(self.output)  # after each student, so that a stopped evaluation keeps its part
             run.metrics(comparison.metrics())
             for suffix in (".json", ".csv", ".md", ".tex"):
@@ -136,21 +146,10 @@ class Evaluation:
             self._report(comparison, run)
         return comparison
 
-    def _score(self, row: Row, seed: int, teacher: Teacher, label: str, run: StageRun) -> None:
-        score = train_student(
-            row.network,
-            self._training_set(row, seed),
-            teacher,
-            self.data.test,
-            self.protocol,
-            seed,
-            label=label,
-            accelerator=self.accelerator,
-            precision=self.precision,
-        )
-        row.scores.append(score)
-        for epoch, accuracy in score.accuracies.items():
-            run.metrics({f"accuracy/{row.network}/{row.name}/seed {seed}": accuracy}, step=epoch)
+    def _jobs(self, places: Sequence[tuple[Row, int]]) -> Iterator[StudentJob]:
+        for number, (row, seed) in enumerate(places, start=1):
+            label = f"Student {number}/{len(places)} on {row.name}"
+            yield StudentJob(row.network, self._training_set(row, seed), seed, label)
 
     def _training_set(self, row: Row, seed: int) -> TrainingSet:
         if row.name == REAL_ROW:

@@ -213,7 +213,7 @@ def train_student(
     protocol: Protocol,
     seed: int,
     *,
-    label: str,
+    label: str | None,
     accelerator: str = "auto",
     precision: str = "32-true",
     logger: Logger | bool = False,
@@ -227,7 +227,7 @@ def train_student(
         test: Test images.
         protocol: How to train.
         seed: Seed of initialisation, order and augmentation.
-        label: What the progress bar says.
+        label: What the progress bar says; None for no bar.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision of training and scoring, for example ``bf16-mixed``.
         logger: Lightning logger.

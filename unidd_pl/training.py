@@ -51,7 +51,7 @@ def is_logged_step(trainer: L.Trainer) -> bool:
 def train(
     module: L.LightningModule,
     *,
-    label: str,
+    label: str | None,
     epochs: int,
     accelerator: str = "auto",
     precision: str = "32-true",
@@ -61,7 +61,7 @@ def train(
 
     Args:
         module: The module; it has its own training loader.
-        label: What the progress bar says.
+        label: What the progress bar says; None for no bar.
         epochs: Epochs of training.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
@@ -77,7 +77,8 @@ def train(
             devices=1,
             precision=precision,  # type: ignore[arg-type]  # Lightning checks the name
             logger=logger,
-            callbacks=[RunProgressBar(label)],
+            callbacks=[] if label is None else [RunProgressBar(label)],
+            enable_progress_bar=label is not None,
             enable_checkpointing=False,
             enable_model_summary=False,
         )
@@ -86,7 +87,7 @@ def train(
         except SystemExit as error:
             number = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
             epoch = min(trainer.current_epoch + 1, epochs)  # after the last epoch Lightning has counted on
-            raise Stopped(number, f"{label}: stopped in epoch {epoch} of {epochs}") from error
+            raise Stopped(number, f"{label or 'Training'}: stopped in epoch {epoch} of {epochs}") from error
     return trainer
 
 

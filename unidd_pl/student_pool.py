@@ -1,0 +1,138 @@
+"""Many students, one after the other or several at once in processes of their own: the same scores either way."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from unidd_pl.allocator import keep_large_blocks
+from unidd_pl.data.images import LabelledImages
+from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
+from unidd_pl.protocols import Protocol
+from unidd_pl.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """One student to train.
+
+    Args:
+        network: Name of its architecture.
+        training_set: The images.
+        seed: Its seed.
+        label: What the progress bar says.
+    """
+
+    network: str
+    training_set: TrainingSet
+    seed: int
+    label: str
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """What all students share.
+
+    Args:
+        teacher: The teacher that labels.
+        test: Test images.
+        protocol: How to train.
+        accelerator: Lightning's accelerator.
+        precision: Lightning's precision.
+    """
+
+    teacher: Teacher
+    test: LabelledImages
+    protocol: Protocol
+    accelerator: str = "auto"
+    precision: str = "32-true"
+
+    def train(self, job: StudentJob, *, show_progress: bool) -> StudentScore:
+        """Train one student and return its score."""
+        return train_student(
+            job.network,
+            job.training_set,
+            self.teacher,
+            self.test,
+            self.protocol,
+            job.seed,
+            label=job.label if show_progress else None,
+            accelerator=self.accelerator,
+            precision=self.precision,
+        )
+
+
+def train_students(
+    jobs: Iterable[StudentJob], count: int, settings: StudentSettings, workers: int = 1
+) -> Iterator[tuple[int, StudentScore]]:
+    """Yield (position of the job, score), each as soon as it is there.
+
+    With one worker the students are trained here, in order. Small networks leave most of a machine idle; with
+    several workers as many students are trained at once, on one CPU thread each, and come in any order. No more
+    jobs are taken than are worked at, so that their images need not be in memory all at once.
+
+    Args:
+        jobs: The students.
+        count: How many there are.
+        settings: What they share.
+        workers: Processes.
+
+    Raises:
+        ValueError: If a worker was killed, as by a lack of memory.
+    """
+    if workers <= 1:
+        for position, job in enumerate(jobs):
+            yield position, settings.train(job, show_progress=True)
+        return
+    # Spawned, not forked: a fork would inherit torch's threads and CUDA in an unusable state.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (settings,))
+    numbered = iter(enumerate(jobs))
+    running: dict[Future[StudentScore], int] = {}
+    try:
+        with tqdm(total=count, desc="Students", unit="student") as bar:
+            while True:
+                for position, job in itertools.islice(numbered, workers - len(running)):
+                    running[pool.submit(_train_here, job)] = position
+                if not running:
+                    break
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    bar.update()
+                    yield running.pop(done), _result(done)
+    finally:
+        # Also when the caller stops: what runs is ended, not waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def _result(done: Future[StudentScore]) -> StudentScore:
+    try:
+        return done.result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a worker that trained a student was killed, most likely for lack of memory: expected it to end by "
+            "itself; lower --workers"
+        ) from error
+
+
+_settings: StudentSettings  # of a worker process, set once when it starts: the test images are large
+
+
+def _start_worker(settings: StudentSettings) -> None:
+    global _settings  # noqa: PLW0603  the one place where a worker can keep what it was started with
+    _settings = settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them
+    torch.set_num_threads(1)
+    keep_large_blocks()
+
+
+def _train_here(job: StudentJob) -> StudentScore:
+    return _settings.train(job, show_progress=False)
