@@ -117,12 +117,6 @@ def test_an_exception_ends_the_run(tracking: Tracking, client: Any, error: type[
     assert client.get_run(run.run_id).info.status == status
 
 
-def test_interrupted(tracking: Tracking, client: Any) -> None:
-    with tracking.run("evaluation", "stopped") as run:
-        run.interrupted()
-    assert client.get_run(run.run_id).info.status == "KILLED"
-
-
 def test_long_and_many_params(tracking: Tracking, client: Any, tmp_path: Path) -> None:
     (tmp_path / "inner.txt").write_text("text")
     config = "\n".join(f"key{i}: {i}" for i in range(230)) + f"\n{'k' * 400}: {'v' * 9000}\n"
@@ -297,7 +291,7 @@ from unidd_pl.tracking import Tracking
 tracking = Tracking(enabled=False)
 with tracking.run("teacher", "name", {"a": "b"}, "c: 1") as run:
     assert run.run_id is None and run.logger is False
-    run.metrics({"loss": 1.0}, 3); run.artifact(Path("absent")); run.tag("a", "b"); run.interrupted()
+    run.metrics({"loss": 1.0}, 3); run.artifact(Path("absent")); run.tag("a", "b")
 del sys.modules["mlflow"]
 assert not [name for name in sys.modules if name.split(".")[0] == "mlflow"]
 """

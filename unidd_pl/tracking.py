@@ -82,9 +82,8 @@ class Tracking:
     ) -> Iterator[StageRun]:
         """Record what happens inside the `with` block as one MLflow run.
 
-        The run ends as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C, SIGTERM, `sys.exit` or
-        `StageRun.interrupted`. Blocks may follow each other and nest. Of several processes only rank 0
-        records.
+        The run ends as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C, SIGTERM or `sys.exit`.
+        Blocks may follow each other and nest. Of several processes only rank 0 records.
 
         Args:
             stage: teacher, statistics, distillation, tuning, evaluation or spectrum; becomes the tag `stage`.
@@ -194,7 +193,6 @@ class StageRun:
         self._known_params: set[str] = set()
         self._retry_at = 0.0  # seconds, time.monotonic
         self._warned = False
-        self._killed = False
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record scalars; while the server is away they wait in memory."""
@@ -238,15 +236,10 @@ class StageRun:
         value = str(value)[:_MAX_TAG]
         self._try(f"tag {key}", lambda client, run_id: client.set_tag(run_id, _clean(key), value))
 
-    def interrupted(self) -> None:
-        """Make the run end as KILLED: it was stopped from outside and can be resumed."""
-        self._killed = True
-
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Send what waits and end the run; `Tracking.run` calls this."""
         self._send_metrics()
-        final = "KILLED" if self._killed else status
-        self._try(f"status {final}", lambda client, run_id: client.set_terminated(run_id, final))
+        self._try(f"status {status}", lambda client, run_id: client.set_terminated(run_id, status))
 
     def _send_metrics(self) -> None:
         while self._waiting:
