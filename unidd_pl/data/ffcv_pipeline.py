@@ -1,0 +1,190 @@
+"""FFCV's loader on boxes that are given from outside; the only file that imports FFCV, imported where it is used.
+
+What FFCV brings: threads that decode with libjpeg-turbo (its fast DCT) and shrink with OpenCV's INTER_AREA, compiled
+by numba at the first batch, which takes seconds. The torchvision path decodes and resizes bilinearly with Pillow. So
+the pixels of both differ a little; boxes, order and batches do not.
+
+Legend: n images, h w space.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numba
+import numpy as np
+from ffcv.fields.rgb_image import ResizedCropRGBImageDecoder
+from ffcv.libffcv import imdecode, resize_crop
+from ffcv.loader import Loader
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.traversal_order import QuasiRandom
+from numpy.typing import NDArray
+
+from unidd_pl.data.beton import IMAGE, JPEG, Beton
+from unidd_pl.data.crops import Integers
+
+_BOX_FIELDS = ("top", "left", "box_height", "box_width")
+_BOXED_IMAGE = np.dtype(
+    [*((name, IMAGE[name]) for name in IMAGE.names or ()), *((name, "<u2") for name in _BOX_FIELDS)]
+)
+_POLL_SECONDS = 5.0  # between two looks at whether FFCV's thread still lives
+
+
+def _set_numba_threads(_: type, count: int) -> None:
+    Compiler.num_threads = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(Compiler.num_threads)
+
+
+# FFCV sets torch's threads too, to the number of its decoders: the network beside it would run on so many.
+Compiler.set_num_threads = classmethod(_set_numba_threads)
+
+
+class _BoxDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
+    """Decodes images and resizes the box that the metadata hold for each.
+
+    FFCV's own decoder draws its boxes from a generator for each thread that nothing seeds, and keeps a buffer of the
+    largest image for every image of five batches.
+    """
+
+    get_crop_generator = None
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__((image_size, image_size))
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, AllocationQuery]:
+        """Ask for the memory of the output alone."""
+        state, (output, _) = super().declare_state_and_memory(previous_state)
+        return state, output
+
+    def generate_code(self) -> Callable[..., Any]:
+        """Return the function that numba compiles."""
+        read, images = self.memory_read, Compiler.get_iterator()
+        decode_jpeg, resize_box = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+
+        def decode(batch_indices, destination, metadata, storage):  # type: ignore[no-untyped-def]
+            for k in images(len(batch_indices)):
+                record = metadata[batch_indices[k]]
+                data = read(record["data_ptr"], storage)
+                height, width = np.uint32(record["height"]), np.uint32(record["width"])
+                if record["mode"] == JPEG:
+                    pixels = np.empty((height, width, 3), np.uint8)
+                    decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                else:
+                    pixels = data.reshape(height, width, 3)
+                top, left = np.int64(record["top"]), np.int64(record["left"])
+                bottom, right = top + np.int64(record["box_height"]), left + np.int64(record["box_width"])
+                resize_box(pixels, top, bottom, left, right, destination[k])
+            return destination[: len(batch_indices)]
+
+        decode.is_parallel = True  # type: ignore[attr-defined]
+        return decode
+
+
+class Stream:
+    """One compiled FFCV loader over a .beton file, used again for every epoch.
+
+    Args:
+        beton: The file.
+        image_size: Height and width of the decoded images, pixels.
+        batch_size: Images a batch.
+        threads: Threads that decode.
+        os_cache: Map the file into memory and let the system keep what it can; else read page by page.
+    """
+
+    def __init__(self, beton: Beton, image_size: int, batch_size: int, threads: int, *, os_cache: bool) -> None:
+        self._loader = Loader(
+            str(beton.path),
+            batch_size,
+            num_workers=threads,
+            os_cache=os_cache,
+            seed=0,
+            pipelines={"image": [_BoxDecoder(image_size)], "label": None},
+            drop_last=False,
+        )
+        metadata = self._loader.reader.metadata
+        self._metadata = np.zeros(len(metadata), np.dtype([("f0", _BOXED_IMAGE)]))
+        for name in IMAGE.names or ():
+            self._metadata["f0"][name] = metadata["f0"][name]
+        self._quasi_random: tuple[QuasiRandom, NDArray[np.int64]] | None = None
+
+    def shuffled_by_pages(self, seed: int) -> Integers:
+        """Return a random order that stays within a few pages at a time, a pure function of the seed, (n,)."""
+        if self._quasi_random is None:
+            order = QuasiRandom(self._loader)
+            self._quasi_random = order, order.page_to_samples_array.copy()
+        order, by_page = self._quasi_random
+        order.seed, order.page_to_samples_array = 0, by_page.copy()  # FFCV shuffles it in place
+        return np.asarray(order.sample_order(seed), dtype=np.int64)
+
+    def batches(self, order: Integers, boxes: Integers) -> Iterator[NDArray[np.uint8]]:
+        """Yield images (b, h, w, 3) of one epoch; their memory is used again for a later batch.
+
+        Args:
+            order: Positions of the images, in the order wanted.
+            boxes: (n, 4) top, left, height and width of the box of every image of the file, pixels.
+        """
+        metadata = self._metadata.copy()
+        for name, values in zip(_BOX_FIELDS, boxes.T, strict=True):
+            metadata["f0"][name] = values
+        self._loader.reader.metadata = metadata
+        self._loader.traversal_order = _Given(order)
+        epoch = iter(self._loader)
+        try:
+            while (result := self._next(epoch)) is not None:
+                yield result
+        finally:
+            epoch.close()
+
+    @staticmethod
+    def _next(epoch: Any) -> NDArray[np.uint8] | None:
+        """Return the next batch of an epoch; FFCV's own waits for ever where its thread has died."""
+        while True:
+            try:
+                item = epoch.output_queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if epoch.is_alive():
+                    continue
+                raise RuntimeError("FFCV's thread has ended before its epoch: see its traceback above") from None
+            return None if item is None else np.asarray(item[1][0])
+
+
+class _Given:
+    """A traversal order that is given as it is."""
+
+    def __init__(self, order: Integers) -> None:
+        self.order = order
+
+    def sample_order(self, epoch: int) -> Integers:
+        return self.order
+
+
+def decode_boxes(
+    beton: Beton, data: NDArray[np.uint8], positions: Integers, boxes: Integers, image_size: int
+) -> NDArray[np.uint8]:
+    """Decode single images by their positions, with the functions that the stream uses: the same bits.
+
+    Args:
+        beton: The file.
+        data: Its bytes.
+        positions: (n,) positions of the images.
+        boxes: (n, 4) top, left, height and width of the box in each of them, pixels.
+        image_size: Height and width of the decoded images, pixels.
+
+    Returns:
+        (n, h, w, 3) uint8.
+    """
+    images = np.empty((len(positions), image_size, image_size, 3), np.uint8)
+    for image, position, (top, left, tall, wide) in zip(images, positions.tolist(), boxes.tolist(), strict=True):
+        record = beton.samples[position]["f0"]
+        start, height, width = int(record["data_ptr"]), int(record["height"]), int(record["width"])
+        stored = data[start : start + int(beton.sizes[position])]
+        pixels = np.empty((height, width, 3), np.uint8)
+        if record["mode"] == JPEG:
+            imdecode(stored, pixels, height, width, height, width)
+        else:
+            pixels = np.ascontiguousarray(stored).reshape(height, width, 3)
+        resize_crop(pixels, top, top + tall, left, left + wide, image)
+    return images
