@@ -112,7 +112,7 @@ class TeacherRecipe:
         self.schedule = schedule
         self.warmup_epochs = warmup_epochs
         self.crop_padding = crop_padding
-        self.crops = None if crop_scale is None else RandomCrops(seed_for(seed, "teacher", "crops"), crop_scale)
+        self.crop_scale = crop_scale
         self.flip = flip
         self.precision = precision
         self.seed = seed
@@ -120,10 +120,17 @@ class TeacherRecipe:
 
     def training_settings(self) -> dict[str, Any]:
         """Return the settings that the trained weights depend on."""
-        settings = {name: value for name, value in vars(self).items() if name not in ("checkpoint", "check", "crops")}
-        if self.crops is not None:  # left out where there are none, so that teachers trained before are found
-            settings["crop_scale"] = list(self.crops.scale)
+        settings = {name: value for name, value in vars(self).items() if name not in ("checkpoint", "check")}
+        if self.crop_scale is None:  # teachers trained before there was such a setting are found by the others
+            del settings["crop_scale"]
         return settings
+
+    @property
+    def crops(self) -> RandomCrops | None:
+        """Where the training images are cropped when they are decoded; None for not at all."""
+        return (
+            None if self.crop_scale is None else RandomCrops(seed_for(self.seed, "teacher", "crops"), self.crop_scale)
+        )
 
 
 class TeacherModule(L.LightningModule):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from unidd_pl.data.beton import Beton
-from unidd_pl.data.crops import Integers, RandomCrops, centre_boxes
+from unidd_pl.data.crops import Integers, RandomCrops, centre_cuts, random_cuts
 from unidd_pl.data.images import Batch, BatchLoader, LabelledImages
 
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ class BetonImages(LabelledImages):
     def read(self, indices: Sequence[int]) -> Tensor:
         """Decode the images at these positions, (n, c, h, w) uint8."""
         positions = np.asarray(indices, dtype=np.int64)
-        return self._decode(positions, self.boxes(positions, None, 0))
+        return self._decode(positions, self.cuts(positions, None, 0))
 
     def read_crops(self, indices: Sequence[int], crops: RandomCrops, epoch: int) -> Tensor:
         """Decode a random crop of each of these images, (n, c, h, w) uint8."""
         positions = np.asarray(indices, dtype=np.int64)
-        return self._decode(positions, self.boxes(positions, crops, epoch))
+        return self._decode(positions, self.cuts(positions, crops, epoch))
 
     def fingerprint(self) -> str:
         """Return a digest of the stored images, their labels and how they are decoded."""
@@ -91,13 +92,13 @@ class BetonImages(LabelledImages):
         """Return FFCV's loader; as for `LabelledImages`, but with `threads` in place of worker processes."""
         return _BetonLoader(self, batch_size, generator, drop_last, crops)
 
-    def boxes(self, positions: Integers, crops: RandomCrops | None, epoch: int) -> Integers:
-        """Return the boxes that are cut out of these images, (n, 4) top, left, height, width in pixels."""
+    def cuts(self, positions: Integers, crops: RandomCrops | None, epoch: int) -> Integers:
+        """Return the cuts of these images, (n, 8), see `unidd_pl.data.crops.CUT`."""
         images = self.beton.samples["f0"][positions]
         widths, heights = images["width"].astype(np.int64), images["height"].astype(np.int64)
         if crops is None:
-            return centre_boxes(widths, heights, self.image_size, self.resize)
-        return crops.boxes(positions, widths, heights, epoch)
+            return centre_cuts(widths, heights, self.image_size, self.resize)
+        return random_cuts(crops.boxes(positions, widths, heights, epoch), self.image_size)
 
     def stream(self, batch_size: int) -> Stream:
         """Return the compiled loader for a batch size."""
@@ -118,12 +119,12 @@ class BetonImages(LabelledImages):
     def _data(self) -> np.ndarray:
         return np.memmap(self.beton.path, np.uint8, mode="r")
 
-    def _decode(self, positions: Integers, boxes: Integers) -> Tensor:
-        from unidd_pl.data.ffcv_pipeline import decode_boxes  # noqa: PLC0415  imports numba, seconds
+    def _decode(self, positions: Integers, cuts: Integers) -> Tensor:
+        from unidd_pl.data.ffcv_pipeline import decode_cuts  # noqa: PLC0415  imports numba, seconds
 
         def decode_block(start: int) -> np.ndarray:
             part = slice(start, start + _READ_BLOCK)
-            return decode_boxes(self.beton, self._data, positions[part], boxes[part], self.image_size)
+            return decode_cuts(self.beton, self._data, positions[part], cuts[part], self.image_size)
 
         starts = range(0, len(positions), _READ_BLOCK)
         with ThreadPoolExecutor(self.threads) as pool:  # decoding releases the interpreter lock
@@ -157,10 +158,10 @@ class _BetonLoader:
         images = self.images
         stream = images.stream(self.batch_size)
         order = self._order(stream)[: len(self) * self.batch_size]
-        boxes = images.boxes(np.arange(len(images)), self.crops, self.epoch)
+        cuts = images.cuts(np.arange(len(images)), self.crops, self.epoch)
         labels = images.labels[torch.from_numpy(order)]
         start = 0
-        for batch in stream.batches(order, boxes):
+        for batch in stream.batches(order, cuts):
             yield images.to_tensor(batch), labels[start : start + len(batch)]
             start += len(batch)
 
@@ -170,7 +171,8 @@ class _BetonLoader:
             return np.arange(count)
         if not self.images.os_cache:
             return stream.shuffled_by_pages(int(torch.randint(2**31, (), generator=self.generator)))
-        return torch.randperm(count, generator=self.generator).numpy()  # as torch's RandomSampler draws it
+        # torch's own sampler, for the same order, and the same state of the generator after it, as the other loaders.
+        return np.array(list(RandomSampler(self.images, generator=self.generator)), dtype=np.int64)
 
 
 def _fits_memory(beton: Beton) -> bool:

@@ -15,6 +15,10 @@ from unidd_pl.seeding import seed_for
 
 Integers = NDArray[np.int64]
 
+CUT = ("top", "left", "height", "width", "resized_height", "resized_width", "crop_top", "crop_left")
+"""How an image becomes one of the image size, all in pixels: a box of the source, what it is resized to, and where in
+that the result begins."""
+
 _TRIES = 10  # boxes drawn before an image is cropped at its centre, as in torchvision's RandomResizedCrop
 _DRAWS = 2 * _TRIES + 2  # numbers drawn for an image: area and aspect of each try, then the place
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, odd
@@ -85,20 +89,36 @@ class RandomCrops:
         return box_widths, box_heights
 
 
-def centre_boxes(widths: Integers, heights: Integers, image_size: int, resize: int) -> Integers:
-    """Return the square at the centre that "resize the shorter side, then crop" keeps.
+def random_cuts(boxes: Integers, image_size: int) -> Integers:
+    """Return the cuts that resize boxes to the image size.
+
+    Args:
+        boxes: (n, 4) top, left, height and width, pixels of the source.
+        image_size: Height and width of the result, pixels.
+
+    Returns:
+        (n, 8) cuts, see `CUT`.
+    """
+    sizes, offsets = np.full((len(boxes), 2), image_size), np.zeros((len(boxes), 2), dtype=np.int64)
+    return np.concatenate([boxes, sizes, offsets], axis=1)
+
+
+def centre_cuts(widths: Integers, heights: Integers, image_size: int, resize: int) -> Integers:
+    """Return the cuts that resize the shorter side and crop at the centre, as `ImageFiles` does.
 
     Args:
         widths: (n,) widths of the source images, pixels.
         heights: (n,) heights, pixels.
-        image_size: Size after the crop, pixels.
+        image_size: Height and width of the result, pixels.
         resize: Shorter side before the crop, pixels.
 
     Returns:
-        (n, 4) top, left, height and width, pixels of the source.
+        (n, 8) cuts, see `CUT`.
     """
-    sides = np.maximum(1, np.rint(np.minimum(widths, heights) * (image_size / resize)).astype(np.int64))
-    return np.stack([(heights - sides) // 2, (widths - sides) // 2, sides, sides], axis=1)
+    sources = np.stack([heights, widths], axis=1)
+    scales = resize / sources.min(axis=1, keepdims=True)
+    sizes = np.maximum(image_size, np.rint(sources * scales).astype(np.int64))
+    return np.concatenate([np.zeros_like(sources), sources, sizes, (sizes - image_size) // 2], axis=1)
 
 
 def uniforms(key: int, positions: Integers, draw: int) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""FFCV's loader on boxes that are given from outside; the only file that imports FFCV, imported where it is used.
+"""FFCV's loader on cuts that are given from outside; the only file that imports FFCV, imported where it is used.
 
 What FFCV brings: threads that decode with libjpeg-turbo (its fast DCT) and shrink with OpenCV's INTER_AREA, compiled
 by numba at the first batch, which takes seconds. The torchvision path decodes and resizes bilinearly with Pillow. So
-the pixels of both differ a little; boxes, order and batches do not.
+the pixels of both differ a little; cuts, order and batches do not.
 
 Legend: n images, h w space.
 """
@@ -24,12 +24,9 @@ from ffcv.traversal_order import QuasiRandom
 from numpy.typing import NDArray
 
 from unidd_pl.data.beton import IMAGE, JPEG, Beton
-from unidd_pl.data.crops import Integers
+from unidd_pl.data.crops import CUT, Integers
 
-_BOX_FIELDS = ("top", "left", "box_height", "box_width")
-_BOXED_IMAGE = np.dtype(
-    [*((name, IMAGE[name]) for name in IMAGE.names or ()), *((name, "<u2") for name in _BOX_FIELDS)]
-)
+_CUT_IMAGE = np.dtype([*((name, IMAGE[name]) for name in IMAGE.names or ()), *((f"cut_{name}", "<u4") for name in CUT)])
 _POLL_SECONDS = 5.0  # between two looks at whether FFCV's thread still lives
 
 
@@ -42,17 +39,19 @@ def _set_numba_threads(_: type, count: int) -> None:
 Compiler.set_num_threads = classmethod(_set_numba_threads)
 
 
-class _BoxDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
-    """Decodes images and resizes the box that the metadata hold for each.
+class _CutDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
+    """Decodes images and makes the cut that the metadata hold for each.
 
-    FFCV's own decoder draws its boxes from a generator for each thread that nothing seeds, and keeps a buffer of the
-    largest image for every image of five batches.
+    FFCV's own decoders crop before they resize, which moves the crop by up to a pixel, draw random boxes from a
+    generator for each thread that nothing seeds, and keep a buffer of the largest image for every image of five
+    batches.
     """
 
     get_crop_generator = None
 
     def __init__(self, image_size: int) -> None:
         super().__init__((image_size, image_size))
+        self.image_size = image_size
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, AllocationQuery]:
         """Ask for the memory of the output alone."""
@@ -61,7 +60,7 @@ class _BoxDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that numba compiles."""
-        read, images = self.memory_read, Compiler.get_iterator()
+        read, images, size = self.memory_read, Compiler.get_iterator(), self.image_size
         decode_jpeg, resize_box = Compiler.compile(imdecode), Compiler.compile(resize_crop)
 
         def decode(batch_indices, destination, metadata, storage):  # type: ignore[no-untyped-def]
@@ -74,9 +73,12 @@ class _BoxDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
                     decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
                 else:
                     pixels = data.reshape(height, width, 3)
-                top, left = np.int64(record["top"]), np.int64(record["left"])
-                bottom, right = top + np.int64(record["box_height"]), left + np.int64(record["box_width"])
-                resize_box(pixels, top, bottom, left, right, destination[k])
+                top, left = np.int64(record["cut_top"]), np.int64(record["cut_left"])
+                bottom, right = top + np.int64(record["cut_height"]), left + np.int64(record["cut_width"])
+                resized = np.empty((record["cut_resized_height"], record["cut_resized_width"], 3), np.uint8)
+                resize_box(pixels, top, bottom, left, right, resized)
+                row, column = np.int64(record["cut_crop_top"]), np.int64(record["cut_crop_left"])
+                destination[k] = resized[row : row + size, column : column + size]
             return destination[: len(batch_indices)]
 
         decode.is_parallel = True  # type: ignore[attr-defined]
@@ -101,11 +103,11 @@ class Stream:
             num_workers=threads,
             os_cache=os_cache,
             seed=0,
-            pipelines={"image": [_BoxDecoder(image_size)], "label": None},
+            pipelines={"image": [_CutDecoder(image_size)], "label": None},
             drop_last=False,
         )
         metadata = self._loader.reader.metadata
-        self._metadata = np.zeros(len(metadata), np.dtype([("f0", _BOXED_IMAGE)]))
+        self._metadata = np.zeros(len(metadata), np.dtype([("f0", _CUT_IMAGE)]))
         for name in IMAGE.names or ():
             self._metadata["f0"][name] = metadata["f0"][name]
         self._quasi_random: tuple[QuasiRandom, NDArray[np.int64]] | None = None
@@ -119,16 +121,16 @@ class Stream:
         order.seed, order.page_to_samples_array = 0, by_page.copy()  # FFCV shuffles it in place
         return np.asarray(order.sample_order(seed), dtype=np.int64)
 
-    def batches(self, order: Integers, boxes: Integers) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, order: Integers, cuts: Integers) -> Iterator[NDArray[np.uint8]]:
         """Yield images (b, h, w, 3) of one epoch; their memory is used again for a later batch.
 
         Args:
             order: Positions of the images, in the order wanted.
-            boxes: (n, 4) top, left, height and width of the box of every image of the file, pixels.
+            cuts: (n, 8) the cut of every image of the file, see `unidd_pl.data.crops.CUT`.
         """
         metadata = self._metadata.copy()
-        for name, values in zip(_BOX_FIELDS, boxes.T, strict=True):
-            metadata["f0"][name] = values
+        for name, values in zip(CUT, cuts.T, strict=True):
+            metadata["f0"][f"cut_{name}"] = values
         self._loader.reader.metadata = metadata
         self._loader.traversal_order = _Given(order)
         epoch = iter(self._loader)
@@ -161,8 +163,8 @@ class _Given:
         return self.order
 
 
-def decode_boxes(
-    beton: Beton, data: NDArray[np.uint8], positions: Integers, boxes: Integers, image_size: int
+def decode_cuts(
+    beton: Beton, data: NDArray[np.uint8], positions: Integers, cuts: Integers, image_size: int
 ) -> NDArray[np.uint8]:
     """Decode single images by their positions, with the functions that the stream uses: the same bits.
 
@@ -170,14 +172,14 @@ def decode_boxes(
         beton: The file.
         data: Its bytes.
         positions: (n,) positions of the images.
-        boxes: (n, 4) top, left, height and width of the box in each of them, pixels.
+        cuts: (n, 8) the cut of each of them, see `unidd_pl.data.crops.CUT`.
         image_size: Height and width of the decoded images, pixels.
 
     Returns:
         (n, h, w, 3) uint8.
     """
     images = np.empty((len(positions), image_size, image_size, 3), np.uint8)
-    for image, position, (top, left, tall, wide) in zip(images, positions.tolist(), boxes.tolist(), strict=True):
+    for image, position, cut in zip(images, positions.tolist(), cuts.tolist(), strict=True):
         record = beton.samples[position]["f0"]
         start, height, width = int(record["data_ptr"]), int(record["height"]), int(record["width"])
         stored = data[start : start + int(beton.sizes[position])]
@@ -186,5 +188,8 @@ def decode_boxes(
             imdecode(stored, pixels, height, width, height, width)
         else:
             pixels = np.ascontiguousarray(stored).reshape(height, width, 3)
-        resize_crop(pixels, top, top + tall, left, left + wide, image)
+        top, left, tall, wide, resized_height, resized_width, row, column = cut
+        resized = np.empty((resized_height, resized_width, 3), np.uint8)
+        resize_crop(pixels, top, top + tall, left, left + wide, resized)
+        image[:] = resized[row : row + image_size, column : column + image_size]
     return images

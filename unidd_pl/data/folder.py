@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unidd_pl.data.beton_images import BetonImages
 from unidd_pl.data.conversion import load_beton
-from unidd_pl.data.images import ImageFiles, LabelledImages
+from unidd_pl.data.images import ImageFiles, LabelledImages, open_picture
 from unidd_pl.data.module import ImageData, Split
 
 LoaderName = Literal["auto", "ffcv", "torchvision"]
@@ -145,7 +145,9 @@ class ImageFolderData(ImageData):
         """Channels and size in pixels of the decoded images."""
         folder = self._split_folder("train")
         paths = [path for name in _class_folders(folder) for path in _image_files(folder / name)]
-        probed = [_probe(path) for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)]]
+        probed = [form for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)] if (form := _probe(path))]
+        if not probed:
+            open_picture(paths[0])  # says why it cannot be read
         channels = 1 if all(mode in ("L", "1") for mode, _ in probed) else 3
         sizes = Counter(size for _, size in probed)
         (width, height), _ = sizes.most_common(1)[0]
@@ -205,11 +207,10 @@ def _hidden(path: Path) -> bool:
     )  # such as .ipynb_checkpoints and the ._ files that macOS leaves
 
 
-def _probe(path: Path) -> tuple[str, tuple[int, int]]:
+def _probe(path: Path) -> tuple[str, tuple[int, int]] | None:
+    """Return mode and size, or None where the file cannot be read: who decodes it says so, or leaves it out."""
     try:
         with Image.open(path) as image:
             return image.mode, image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"cannot read the image {path} ({error}): expected a picture that is whole; replace the file or remove it"
-        ) from error
+    except (OSError, UnidentifiedImageError):
+        return None

@@ -108,8 +108,9 @@ class _Epochs:
         self.epoch = -1
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        self.epoch += 1
-        return ((self.epoch, indices) for indices in self.batches)
+        self.epoch += 1  # at the first batch: a DataLoader with workers asks for two iterators and uses one
+        for indices in self.batches:
+            yield self.epoch, indices
 
     def __len__(self) -> int:
         return len(self.batches)
