@@ -152,6 +152,19 @@ class TestFFCV:
         crops = RandomCrops(3)
         assert mean_difference(*(one.read_crops(range(COUNT), crops, 2) for one in (ours, theirs))) < 4
 
+    def test_a_jpeg_is_decoded_to_the_bits_of_the_file_loader(self, root: Path, tmp_path: Path) -> None:
+        """Images of the image size are not resized: what is left is the decoder."""
+        from PIL import Image
+
+        for path in root.rglob("*.jpg"):
+            target = tmp_path / "alike" / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.convert("RGB").resize((SIZE, SIZE)).save(target, quality=90)
+        streamed = convert_all(ImageFolderData(str(tmp_path / "alike"), loader="ffcv", betons=str(tmp_path / "b")))
+        read = ImageFolderData(str(tmp_path / "alike"), in_memory_gib=0)
+        assert torch.equal(streamed.train.read(range(COUNT)), read.train.read(range(COUNT)))
+
     def test_lossless_images_of_the_size_are_the_same_bits(self, image_folder: Path, tmp_path: Path) -> None:
         data = convert_all(ImageFolderData(str(image_folder), loader="ffcv", betons=str(tmp_path)))
         assert isinstance(data.train, BetonImages)
