@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-loading check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,6 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt docker/install.sh
 	docker/install.sh $(VENV) dev
 	@touch $@
 
+ffcv: $(INSTALLED)  ## add FFCV, the fast loader of large image sets (Debian packages: as root, or it says which)
+	docker/install.sh $(VENV) dev,ffcv
+
 demo: $(INSTALLED)  ## distil the embedded digits with CFM and evaluate them (about 2 minutes, no download)
 	$(BIN)/unidd fit --config configs/cfm_digits.yaml --overwrite true
 	$(BIN)/unidd evaluate --config configs/eval_digits.yaml --distilled $(DEMO)/distilled.safetensors --overwrite true
@@ -28,8 +31,14 @@ test: $(INSTALLED)  ## run the tests
 test-all: $(INSTALLED)  ## run the slow tests too
 	$(BIN)/pytest -m "not gpu and not ffcv"
 
+test-ffcv: ffcv  ## run the tests of the FFCV loader
+	$(BIN)/pytest -m ffcv
+
 bench: $(INSTALLED)  ## time a distillation step against the same step without the spectral loss
 	$(BIN)/python benchmarks/step.py
+
+bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench-loading IMAGES=PATH
+	$(BIN)/python benchmarks/loading.py $(IMAGES)
 
 check: $(INSTALLED)  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

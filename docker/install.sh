@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the project and its tools into a virtual environment. Used by `make setup` and by the Dockerfile.
 #
-#   docker/install.sh VENV [EXTRAS]      e.g.  docker/install.sh .venv dev
+#   docker/install.sh VENV [EXTRAS]      e.g.  docker/install.sh .venv dev,ffcv
 #
 # Environment: PYTHON, the interpreter to build on (default python3).
 set -eu
@@ -25,6 +25,21 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         exit 1
     fi
 fi
+
+# FFCV comes as source and needs a compiler, OpenCV and libjpeg-turbo.
+case ",$extras," in
+*,ffcv,*)
+    needs="g++ pkg-config libopencv-dev libturbojpeg0-dev"
+    if ! { command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            apt-get update -qq && apt-get install -y -qq --no-install-recommends $needs
+        else
+            echo "install.sh: FFCV needs packages that only root can install; run: sudo apt-get install -y $needs" >&2
+            exit 1
+        fi
+    fi
+    ;;
+esac
 
 "$python" -m venv "$venv"
 "$venv/bin/pip" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"

@@ -99,6 +99,7 @@ class TestRecipe:
             {"flip": False},
             {"precision": "bf16-mixed"},
             {"seed": 1},
+            {"crop_scale": (0.1, 1.0), "crop_padding": 0},
         ],
         ids=lambda change: next(iter(change)),
     )
@@ -106,9 +107,9 @@ class TestRecipe:
         assert recipe_key(quick_recipe(**change), folder_data) != recipe_key(quick_recipe(), folder_data)
 
     def test_every_setting_is_tried_above(self) -> None:
-        tried = set(TeacherRecipe().training_settings())
+        tried = set(TeacherRecipe(crop_padding=0, crop_scale=(0.1, 1.0)).training_settings())
         assert tried == set(vars(TeacherRecipe())) - {"checkpoint", "check"}
-        assert len(tried) == 13
+        assert len(tried) == 14
 
     def test_key_does_not_depend_on_how_a_checkpoint_is_loaded(self, folder_data: ImageFolderData) -> None:
         other = quick_recipe(checkpoint="some.pt", check=False)
@@ -411,3 +412,26 @@ class TestScores:
         labels[:6] = (labels[:6] + 1) % 3
         score = accuracy_of(tiny_teacher.network, folder_data.spec, TensorImages(images, labels))
         assert score == pytest.approx(24 / 30)
+
+
+class TestResizedCrops:
+    def test_crops_are_cut_by_the_loader(self, folder_data: ImageFolderData) -> None:
+        recipe = TeacherRecipe(batch_size=7, crop_padding=0, crop_scale=(0.3, 0.9), seed=4)
+        module = TeacherModule(torch.nn.Identity(), recipe, folder_data.spec, folder_data.train)
+        (first, labels), *_ = module.train_dataloader()
+        plain = TeacherRecipe(batch_size=7, crop_padding=0, seed=4)
+        (whole, same), *_ = TeacherModule(
+            torch.nn.Identity(), plain, folder_data.spec, folder_data.train
+        ).train_dataloader()
+        assert torch.equal(labels, same)
+        assert first.shape == whole.shape
+        assert not torch.equal(first, whole)
+
+    def test_one_way_to_crop(self) -> None:
+        with pytest.raises(ValueError, match=r"expected one of them: set --teacher\.crop_padding 0"):
+            TeacherRecipe(crop_scale=(0.1, 1.0))
+
+    def test_settings_of_teachers_without_crops_are_those_of_before(self) -> None:
+        assert "crop_scale" not in TeacherRecipe().training_settings()
+        cropped = TeacherRecipe(crop_padding=0, crop_scale=(0.1, 1.0)).training_settings()
+        assert cropped["crop_scale"] == (0.1, 1.0)

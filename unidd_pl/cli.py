@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,10 +17,11 @@ from unidd_pl.console import Stopped
 
 COMMANDS = {
     "fit": "distil a training set: teacher and statistics where missing, then the synthetic images",
-    "tune": "choose η and other settings of a distillation on a hold-out of the training set",
     "evaluate": "train fresh networks on a distilled set and on real images, and compare them",
+    "tune": "choose η and other settings of a distillation on a hold-out of the training set",
     "pretrain": "train a teacher, or check a given one",
     "statistics": "gather the real moments of a teacher",
+    "convert": "write a folder of images to the .beton files that FFCV streams",
     "spectrum": "show the frequencies of the real features, what methods keep and what distilled sets match",
     "methods": "list the methods: band, terms, reference",
     "export": "write a distilled set as a folder of PNG files",
@@ -76,6 +78,8 @@ def _dispatch(arguments: list[str]) -> None:
         _spectrum(rest)
     elif command == "tune":
         _tune(rest)
+    elif command == "convert":
+        _convert(rest)
     elif command == "methods":
         _methods(rest)
     else:
@@ -245,6 +249,47 @@ def _methods(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="unidd methods", description=COMMANDS["methods"], exit_on_error=False)
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     sys.stdout.write(method_table(markdown=parser.parse_args(arguments).markdown) + "\n")
+
+
+def _convert(arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from unidd_pl.convert import convert
+    from unidd_pl.data import ImageData
+
+    parser = ArgumentParser(prog="unidd convert", description=COMMANDS["convert"], exit_on_error=False)
+    parser.add_argument("--config", type=str, help="YAML file of any command; only its data are taken")
+    parser.add_argument("--data", type=ImageData, required=True, help="the real data")
+    parser.add_argument("--max_side", type=int, default=500, help="longer side that larger images are brought to")
+    parser.add_argument("--skip_unreadable", type=bool, default=False, help="leave unreadable images out")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace .beton files that are there")
+    config = parser.parse_args(_with_data_of_config(arguments))
+    convert(
+        parser.instantiate(config).data,
+        max_side=config.max_side,
+        skip_unreadable=config.skip_unreadable,
+        overwrite=config.overwrite,
+    )
+
+
+def _with_data_of_config(arguments: list[str]) -> list[str]:
+    """Return arguments with the data of a config file in its place: jsonargparse would refuse the model beside them."""
+    from argparse import ArgumentParser
+
+    import yaml
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    known, rest = parser.parse_known_args(arguments)
+    if known.config is None:
+        return rest
+    try:
+        config = yaml.safe_load(Path(known.config).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot read the config {known.config} ({error}): expected a YAML file") from error
+    if not isinstance(config, dict) or "data" not in config:
+        raise ValueError(f"the config {known.config} names no data: expected a key 'data', as in configs/")
+    return ["--data", json.dumps(config["data"]), *rest]
 
 
 def _pretrain(arguments: list[str]) -> None:

@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from unidd_pl.augmentation import random_flip, random_pad_crop
-from unidd_pl.data.images import Batch, LabelledImages
+from unidd_pl.data.crops import RandomCrops
+from unidd_pl.data.images import Batch, BatchLoader, LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.networks import build_network
 from unidd_pl.seeding import generator_for, seed_for
@@ -53,6 +53,8 @@ class TeacherRecipe:
         schedule: ``onecycle`` (up, then down to about 0) or ``cosine`` (down to 0, after a warm-up).
         warmup_epochs: Epochs of linear warm-up for ``cosine``.
         crop_padding: Zero padding for the random crop, pixels; 0 for none.
+        crop_scale: Smallest and largest area of a random resized crop, as shares of the image, cut when it is decoded;
+            None for none. For photographs, with ``crop_padding`` 0.
         flip: Random horizontal flips.
         precision: Lightning's precision of the training, for example ``bf16-mixed``.
         seed: Seed of initialisation, order and augmentation.
@@ -78,6 +80,7 @@ class TeacherRecipe:
         schedule: RateSchedule = "onecycle",
         warmup_epochs: int = 0,
         crop_padding: int = 4,
+        crop_scale: tuple[float, float] | None = None,
         flip: bool = True,
         precision: str = "32-true",
         seed: int = 0,
@@ -93,6 +96,11 @@ class TeacherRecipe:
             raise ValueError(f"teacher.schedule: got {schedule!r}, expected one of {get_args(RateSchedule)}")
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(f"teacher.warmup_epochs: got {warmup_epochs}, expected 0 to {epochs - 1}")
+        if crop_scale is not None and crop_padding:
+            raise ValueError(
+                f"teacher: got crop_scale {crop_scale} and crop_padding {crop_padding}, expected one of "
+                "them: set --teacher.crop_padding 0"
+            )
         self.network = network
         self.checkpoint = checkpoint
         self.epochs = epochs
@@ -104,6 +112,7 @@ class TeacherRecipe:
         self.schedule = schedule
         self.warmup_epochs = warmup_epochs
         self.crop_padding = crop_padding
+        self.crop_scale = crop_scale
         self.flip = flip
         self.precision = precision
         self.seed = seed
@@ -111,7 +120,17 @@ class TeacherRecipe:
 
     def training_settings(self) -> dict[str, Any]:
         """Return the settings that the trained weights depend on."""
-        return {name: value for name, value in vars(self).items() if name not in ("checkpoint", "check")}
+        settings = {name: value for name, value in vars(self).items() if name not in ("checkpoint", "check")}
+        if self.crop_scale is None:  # teachers trained before there was such a setting are found by the others
+            del settings["crop_scale"]
+        return settings
+
+    @property
+    def crops(self) -> RandomCrops | None:
+        """Where the training images are cropped when they are decoded; None for not at all."""
+        return (
+            None if self.crop_scale is None else RandomCrops(seed_for(self.seed, "teacher", "crops"), self.crop_scale)
+        )
 
 
 class TeacherModule(L.LightningModule):
@@ -140,11 +159,15 @@ class TeacherModule(L.LightningModule):
         self.images = train
         self.workers = workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader:
         """Return the training batches in an order drawn from the seed."""
         order = generator_for(self.recipe.seed, "teacher", "order")
         return self.images.loader(
-            self.recipe.batch_size, generator=order, workers=self.workers, drop_last=self._drops_last
+            self.recipe.batch_size,
+            generator=order,
+            workers=self.workers,
+            drop_last=self._drops_last,
+            crops=self.recipe.crops,
         )
 
     @property

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from unidd_pl.data.images import ImageFiles
+from unidd_pl.data.beton_images import BetonImages
+from unidd_pl.data.conversion import load_beton
+from unidd_pl.data.images import ImageFiles, LabelledImages, open_picture
 from unidd_pl.data.module import ImageData, Split
 
+LoaderName = Literal["auto", "ffcv", "torchvision"]
+
+DEFAULT_BETONS = "runs/cache/betons"
+_BETON_NAMES: dict[Split, str] = {"train": "train.beton", "test": "val.beton"}
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _PROBED_IMAGES = 200  # headers read to learn size and colour; all of them would take minutes on a large set
@@ -31,11 +40,14 @@ class ImageFolderData(ImageData):
         std: Standard deviation per channel, likewise.
         name: Name for messages and tags; None takes the folder's.
         in_memory_gib: A split that decodes to at most this many GiB is held in memory.
-        workers: Processes that decode what is not in memory.
+        workers: Processes that decode what is not in memory; threads for FFCV.
+        loader: ``torchvision`` reads the files. ``ffcv`` streams the .beton files that ``unidd convert`` makes of
+            them. ``auto`` does so where FFCV is installed and they are there, and else warns and reads the files.
+        betons: Folder of the .beton files; None for ``runs/cache/betons/<name>``.
 
     Raises:
         ValueError: If the folder is missing, has no class folders or images, or the sizes of the
-            images differ and no ``image_size`` is given.
+            images differ and no ``image_size`` is given; if ``loader`` is ``ffcv`` and FFCV is not installed.
     """
 
     def __init__(
@@ -48,6 +60,8 @@ class ImageFolderData(ImageData):
         name: str | None = None,
         in_memory_gib: float = 4.0,
         workers: int = 2,
+        loader: LoaderName = "torchvision",
+        betons: str | None = None,
     ) -> None:
         super().__init__(name or Path(root).resolve().name, mean, std, in_memory_gib, workers)
         for what, value in (("image_size", image_size), ("resize", resize)):
@@ -58,11 +72,17 @@ class ImageFolderData(ImageData):
         self.root = Path(root)
         self.image_size = image_size
         self.resize = resize
+        self.loader = loader
+        self.betons = Path(betons or f"{DEFAULT_BETONS}/{self.dataset_name}")
+        if loader not in get_args(LoaderName):
+            raise ValueError(f"data.init_args.loader: got {loader!r}, expected one of {get_args(LoaderName)}")
         if not self.root.is_dir():
             raise ValueError(
                 f"no data folder at {root}: expected a folder with train/<class>/ and test/<class>/; "
                 "give it with --data.init_args.root PATH"
             )
+        if loader == "ffcv" and (missing := _missing_ffcv()):
+            raise ValueError(f"data.init_args.loader: got 'ffcv', but {missing}, or read without it: auto, torchvision")
 
     @property
     def has_test(self) -> bool:
@@ -73,8 +93,35 @@ class ImageFolderData(ImageData):
         """Return the names of the class folders of the training split, alphabetically."""
         return _class_folders(self._split_folder("train"))
 
-    def read_split(self, split: Split) -> ImageFiles:
-        """List one split; nothing is decoded yet."""
+    def read_split(self, split: Split) -> LabelledImages:
+        """List one split; nothing is decoded yet.
+
+        Raises:
+            ValueError: If the classes differ from the training split's, or a .beton file from the image files.
+        """
+        files = self.list_split(split)
+        if self.loader == "torchvision":
+            return files
+        path = self.beton_path(split)
+        missing = _missing_ffcv() or _missing_beton(path)
+        if missing and self.loader == "ffcv":
+            raise ValueError(f"data.init_args.loader: got 'ffcv', but {missing}, or read without it: auto, torchvision")
+        if missing:
+            warnings.warn(f"{files.root} is read by torchvision's loader, which is slower: {missing}", stacklevel=2)
+            return files
+        beton, manifest = load_beton(path, files, self.read_classes(), split)
+        return BetonImages(beton, manifest.content, files.channels, files.image_size, files.resize, self.workers)
+
+    def beton_path(self, split: Split) -> Path:
+        """Return where the .beton file of a split lies, or would."""
+        return self.betons / _BETON_NAMES[split]
+
+    def list_split(self, split: Split) -> ImageFiles:
+        """List the image files of one split.
+
+        Raises:
+            ValueError: If the classes differ from the training split's.
+        """
         folder = self._split_folder(split)
         classes = _class_folders(folder)
         expected = self.read_classes()
@@ -98,7 +145,9 @@ class ImageFolderData(ImageData):
         """Channels and size in pixels of the decoded images."""
         folder = self._split_folder("train")
         paths = [path for name in _class_folders(folder) for path in _image_files(folder / name)]
-        probed = [_probe(path) for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)]]
+        probed = [form for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)] if (form := _probe(path))]
+        if not probed:
+            open_picture(paths[0])  # says why it cannot be read
         channels = 1 if all(mode in ("L", "1") for mode, _ in probed) else 3
         sizes = Counter(size for _, size in probed)
         (width, height), _ = sizes.most_common(1)[0]
@@ -119,6 +168,21 @@ class ImageFolderData(ImageData):
             f"{self.root} has no {' or '.join(_SPLIT_FOLDERS[split])} folder: expected "
             f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root"
         )
+
+
+def _missing_ffcv() -> str | None:
+    """Return what to do where FFCV cannot be imported, else None."""
+    try:
+        import_module("unidd_pl.data.ffcv_pipeline")  # seconds, and absent where it is not wanted
+    except ImportError as error:
+        return f"FFCV is not installed ({error}): install the extra 'ffcv' with `make ffcv`"
+    return None
+
+
+def _missing_beton(path: Path) -> str | None:
+    if path.is_file():
+        return None
+    return f"there is no {path}: write it with `unidd convert --config …` and the data options given here"
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
@@ -143,11 +207,10 @@ def _hidden(path: Path) -> bool:
     )  # such as .ipynb_checkpoints and the ._ files that macOS leaves
 
 
-def _probe(path: Path) -> tuple[str, tuple[int, int]]:
+def _probe(path: Path) -> tuple[str, tuple[int, int]] | None:
+    """Return mode and size, or None where the file cannot be read: who decodes it says so, or leaves it out."""
     try:
         with Image.open(path) as image:
             return image.mode, image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"cannot read the image {path} ({error}): expected a picture that is whole; replace the file or remove it"
-        ) from error
+    except (OSError, UnidentifiedImageError):
+        return None

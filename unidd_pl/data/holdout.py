@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unidd_pl.data.crops import RandomCrops
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData, Split
 from unidd_pl.specs import DatasetSpec
@@ -32,6 +33,10 @@ class SomeImages(LabelledImages):
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at these positions of the selection, (n, c, h, w) uint8."""
         return self.images.read(self.positions[torch.as_tensor(indices)].tolist())
+
+    def read_crops(self, indices: Sequence[int], crops: RandomCrops, epoch: int) -> Tensor:
+        """Return random crops of the images at these positions of the selection, (n, c, h, w) uint8."""
+        return self.images.read_crops(self.positions[torch.as_tensor(indices)].tolist(), crops, epoch)
 
     def fingerprint(self) -> str:
         """Return a digest of the split and the selection."""

@@ -8,21 +8,35 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
+
+from unidd_pl.data.crops import RandomCrops
 
 _PROGRESS_FROM = 2000  # images; decoding fewer takes about a second and needs no bar
 _DECODE_BLOCK = 256  # images decoded per progress step
 
 Batch = tuple[Tensor, Tensor]
+
+
+class BatchLoader(Protocol):
+    """What `LabelledImages.loader` returns: batches of one epoch each time it is iterated."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield images (n, c, h, w) uint8 in 0-255 and labels (n,) int64; the caller owns them."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
 
 
 class LabelledImages(Dataset[Batch], ABC):
@@ -41,6 +55,10 @@ class LabelledImages(Dataset[Batch], ABC):
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at these positions, (n, c, h, w) uint8."""
+
+    @abstractmethod
+    def read_crops(self, indices: Sequence[int], crops: RandomCrops, epoch: int) -> Tensor:
+        """Return a random crop of each of these images, resized to the size that `read` gives, (n, c, h, w) uint8."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -63,7 +81,8 @@ class LabelledImages(Dataset[Batch], ABC):
         generator: torch.Generator | None = None,
         workers: int = 0,
         drop_last: bool = False,
-    ) -> DataLoader[Batch]:
+        crops: RandomCrops | None = None,
+    ) -> BatchLoader:
         """Return a loader of whole batches.
 
         Args:
@@ -71,11 +90,42 @@ class LabelledImages(Dataset[Batch], ABC):
             generator: Draws a new order each epoch; None keeps the order of the split.
             workers: Processes that decode; 0 reads in this process.
             drop_last: Leave an incomplete last batch out.
+            crops: Random crops, others each epoch, instead of the images as they are.
         """
         sampler = SequentialSampler(self) if generator is None else RandomSampler(self, generator=generator)
         batches = BatchSampler(sampler, batch_size, drop_last)
         # The sampler yields lists of indices and the data set returns batches: no per-image collation.
-        return DataLoader(self, sampler=batches, batch_size=None, num_workers=workers)
+        if crops is None:
+            return DataLoader(self, sampler=batches, batch_size=None, num_workers=workers)
+        return DataLoader(_Crops(self, crops), sampler=_Epochs(batches), batch_size=None, num_workers=workers)
+
+
+class _Epochs:
+    """The batches of a sampler, each with the number of its epoch: workers have no other way to know it."""
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self.batches = batches
+        self.epoch = -1
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        self.epoch += 1  # at the first batch: a DataLoader with workers asks for two iterators and uses one
+        for indices in self.batches:
+            yield self.epoch, indices
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Crops(Dataset[Batch]):
+    """Random crops of images, indexed by epoch and a list of positions."""
+
+    def __init__(self, images: LabelledImages, crops: RandomCrops) -> None:
+        self.images = images
+        self.crops = crops
+
+    def __getitem__(self, place: tuple[int, list[int]]) -> Batch:
+        epoch, indices = place
+        return self.images.read_crops(indices, self.crops, epoch), self.images.labels[torch.as_tensor(indices)]
 
 
 class TensorImages(LabelledImages):
@@ -101,6 +151,18 @@ class TensorImages(LabelledImages):
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at these positions, (n, c, h, w) uint8."""
         return self.images[torch.as_tensor(indices)]
+
+    def read_crops(self, indices: Sequence[int], crops: RandomCrops, epoch: int) -> Tensor:
+        """Return a random crop of each of these images, resized bilinearly, (n, c, h, w) uint8."""
+        height, width = self.images.shape[2:]
+        positions = np.asarray(indices)
+        boxes = crops.boxes(positions, np.full(len(positions), width), np.full(len(positions), height), epoch)
+        cut = [
+            self.images[index : index + 1, :, top : top + tall, left : left + wide].float()
+            for index, (top, left, tall, wide) in zip(indices, boxes.tolist(), strict=True)
+        ]
+        resized = [F.interpolate(one, (height, width), mode="bilinear", antialias=True) for one in cut]
+        return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)
 
     def fingerprint(self) -> str:
         """Return a digest of pixels and labels."""
@@ -148,9 +210,24 @@ class ImageFiles(LabelledImages):
         images = [self._decode(self.paths[int(index)]) for index in indices]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
+    def read_crops(self, indices: Sequence[int], crops: RandomCrops, epoch: int) -> Tensor:
+        """Return a random crop of each of these files, resized bilinearly, (n, c, h, w) uint8."""
+        images = []
+        for index in indices:
+            image = self._converted(self.paths[int(index)])
+            place, width, height = np.array([[int(index)], [image.width], [image.height]])
+            ((top, left, height, width),) = crops.boxes(place, width, height, epoch).tolist()
+            size, box = (self.image_size, self.image_size), (left, top, left + width, top + height)
+            images.append(self._pixels(image.resize(size, Image.Resampling.BILINEAR, box)))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
     def fingerprint(self) -> str:
         """Return a digest of names, sizes in bytes and labels; the pixels are not read."""
-        digest = hashlib.sha256(repr((self.channels, self.image_size, self.resize)).encode())
+        return self.listing((self.channels, self.image_size, self.resize))
+
+    def listing(self, form: object = ()) -> str:
+        """Return a digest of names, sizes in bytes, labels and of `form`, how the images are to be decoded."""
+        digest = hashlib.sha256(repr(form).encode())
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
             digest.update(f"{path.relative_to(self.root)}\0{path.stat().st_size}\0{label}\n".encode())
         return digest.hexdigest()
@@ -172,19 +249,34 @@ class ImageFiles(LabelledImages):
         return TensorImages(images, self.labels)
 
     def _decode(self, path: Path) -> np.ndarray:
-        try:
-            with Image.open(path) as file:
-                if file.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                    raise ValueError(f"{file.mode} pixels; expected 8 bits a channel")
-                image = file.convert("L" if self.channels == 1 else "RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the image {path} ({error}): expected a picture that is whole; "
-                "replace the file or remove it"
-            ) from error
+        image = self._converted(path)
         if image.size != (self.image_size, self.image_size) or self.resize != self.image_size:
             image = _resize_and_crop(image, self.resize, self.image_size)
+        return self._pixels(image)
+
+    def _converted(self, path: Path) -> Image.Image:
+        return open_picture(path).convert("L" if self.channels == 1 else "RGB")
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
         return np.asarray(image).reshape(self.image_size, self.image_size, self.channels)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Decode the whole of one image file, in the file's own mode.
+
+    Raises:
+        ValueError: If it is not a readable image of 8 bits a channel; the message names it.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                raise ValueError(f"{file.mode} pixels; expected 8 bits a channel")
+            file.load()
+            return file
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"cannot read the image {path} ({error}): expected a picture that is whole; replace the file or remove it"
+        ) from error
 
 
 def _resize_and_crop(image: Image.Image, resize: int, size: int) -> Image.Image:

@@ -1,0 +1,143 @@
+"""`unidd convert` end to end, without FFCV; and a run that streams through it, with."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from beton_files import photographs
+
+from unidd_pl.cli import main
+from unidd_pl.convert import convert
+from unidd_pl.data import DigitsData
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DATA = ["--data.init_args.image_size", "32", "--data.init_args.resize", "36"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return photographs(tmp_path / "photographs")
+
+
+def arguments(root: Path, config: str = "cfm_folder") -> list[str]:
+    return ["--config", str(CONFIGS / f"{config}.yaml"), "--data.init_args.root", str(root), *DATA]
+
+
+@pytest.mark.parametrize("config", ["cfm_folder", "teacher_folder", "eval_folder"])
+def test_takes_the_data_of_any_config(root: Path, capsys: pytest.CaptureFixture[str], config: str) -> None:
+    main(["convert", *arguments(root, config)])
+    printed = capsys.readouterr()
+    assert re.search(
+        r"train: 6 images of 2 classes, \d+\.\d MB, written to runs/cache/betons/photographs/train\.b", printed.out
+    )
+    assert "test: 6 images" in printed.out
+    assert "Converting" in printed.err
+    assert sorted(path.name for path in Path("runs/cache/betons/photographs").iterdir()) == [
+        "train.beton", "train.json", "val.beton", "val.json",
+    ]  # fmt: skip
+
+
+def test_writes_nothing_twice(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["convert", *arguments(root)])
+    path = Path("runs/cache/betons/photographs/train.beton")
+    before = path.stat().st_ino
+    main(["convert", *arguments(root)])
+    assert path.stat().st_ino == before
+    assert "already in" in capsys.readouterr().out
+    main(["convert", *arguments(root), "--overwrite", "true"])
+    assert path.stat().st_ino != before
+
+
+def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", *given])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_unreadable_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "train/cat/00.jpg").write_text("not a picture")
+    message = refused(capsys, *arguments(root))
+    assert "got 1 unreadable image(s), expected none" in message
+    assert "train/cat/00.jpg" in message
+    main(["convert", *arguments(root), "--skip_unreadable", "true"])
+    assert "train: 5 images of 2 classes, 1 unreadable ones left out" in capsys.readouterr().out
+
+
+def test_stale_files_are_not_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["convert", *arguments(root)])
+    (root / "train/cat/00.jpg").unlink()
+    assert "--overwrite true" in refused(capsys, *arguments(root))
+
+
+def test_other_classes_show_before_the_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "val/dog").rename(root / "val/wolf")
+    assert "has other classes than the training split" in refused(capsys, *arguments(root))
+    assert not Path("runs").exists()
+
+
+def test_bad_configs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in refused(capsys, "--config", "nowhere.yaml")
+    Path("empty.yaml").write_text("model: 1")
+    assert "names no data: expected a key 'data'" in refused(capsys, "--config", "empty.yaml")
+    Path("torn.yaml").write_text("data: [")
+    assert "expected a YAML file" in refused(capsys, "--config", "torn.yaml")
+
+
+def test_data_that_are_no_folder() -> None:
+    with pytest.raises(ValueError, match="got DigitsData, expected class folders"):
+        convert(DigitsData())
+
+
+def test_sigterm_leaves_nothing_half_written(root: Path) -> None:
+    program = (
+        "import time, unidd_pl.data.conversion as c; from unidd_pl.cli import main; form = c.stored_form\n"
+        "def slow(*a):\n    time.sleep(5); return form(*a)\n"
+        f"c.stored_form = slow; main(['convert', *{arguments(root)!r}])"
+    )
+    folder = Path("runs/cache/betons/photographs")
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if any(folder.glob(".tmp-*.beton")):
+                break
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped; nothing half-written is left" in message
+    assert list(folder.iterdir()) == []
+
+
+def test_the_imagenet_configs_agree() -> None:
+    fit, evaluate = (yaml.safe_load((CONFIGS / f"{kind}_imagenet.yaml").read_text()) for kind in ("cfm", "eval"))
+    assert fit["data"] == evaluate["data"]
+    assert fit["teacher"] == evaluate["teacher"]
+    assert fit["data"]["init_args"]["loader"] == "auto"
+
+
+@pytest.mark.ffcv
+def test_every_stage_streams_through_ffcv(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [*arguments(root), "--data.init_args.loader", "ffcv"]
+    main(["convert", *data])
+    teacher = [
+        "--teacher.network", "convnet-w8-d2", "--teacher.epochs", "2", "--teacher.crop_padding", "0",
+        "--teacher.crop_scale", "[0.3,1.0]", "--teacher.batch_size", "4", "--tracking.enabled", "false",
+    ]  # fmt: skip
+    main(["fit", *data, *teacher, "--model.init_args.ipc", "1", "--model.init_args.iterations", "2"])
+    evaluated = [*arguments(root, "eval_folder"), "--data.init_args.loader", "ffcv", *teacher]
+    main(
+        [
+            "evaluate", *evaluated, "--network", "convnet-w8-d2", "--protocol.epochs", "2", "--seeds", "1",
+            "--distilled", "runs/cfm_folder/distilled.safetensors",
+        ]
+    )  # fmt: skip
+    assert "1 images per class" in capsys.readouterr().out
