@@ -21,6 +21,7 @@ from unidd_pl.data.crops import RandomCrops
 from unidd_pl.data.images import Batch, BatchLoader, LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.networks import build_network
+from unidd_pl.networks.published import is_published, published_weights
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.teachers import (
@@ -43,7 +44,8 @@ class TeacherRecipe:
 
     Args:
         network: Name of the architecture, see `unidd_pl.networks.build_network`.
-        checkpoint: File with the weights: one written by ``unidd pretrain`` or a plain state_dict.
+        checkpoint: File with the weights: one written by ``unidd pretrain`` or a plain state_dict; ``torchvision``
+            or ``torchvision:NAME`` for published ones, fetched when they are first needed.
         epochs: Epochs of training.
         batch_size: Images a step.
         lr: Learning rate of SGD; the peak for ``onecycle``.
@@ -232,7 +234,9 @@ def obtain_teacher(
         ValueError: If the checkpoint does not fit the recipe or the data.
     """
     if recipe.checkpoint is not None:
-        teacher = load_teacher(Path(recipe.checkpoint), recipe.network, data, check=recipe.check, cache=cache)
+        published = is_published(recipe.checkpoint)
+        path = published_weights(recipe.checkpoint, recipe.network) if published else Path(recipe.checkpoint)
+        teacher = load_teacher(path, recipe.network, data, check=recipe.check, cache=cache)
         if find_teacher(teacher.fingerprint, cache) is None:  # so that an evaluation finds it again
             save_teacher(cache / file_name("loaded", teacher.fingerprint), teacher)
         return teacher
