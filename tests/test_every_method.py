@@ -92,7 +92,7 @@ def test_a_layer_without_running_statistics_is_named(folder_data: ImageFolderDat
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     teacher = Teacher(network, "odd", folder_data.spec, None, Path("none"))
     with pytest.raises(ValueError, match="layer 1 keeps no running statistics"):
-        running_statistics(teacher, ["1"])
+        running_statistics(teacher, folder_data, ["1"])
 
 
 def test_every_layer_has_its_own_beta(real: RealSide, tmp_path: Path) -> None:

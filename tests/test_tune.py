@@ -17,6 +17,7 @@ from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluation import StudentScore
 from unidd_pl.protocols import Protocol
+from unidd_pl.statistics import load_statistics
 from unidd_pl.tracking import Tracking
 from unidd_pl.tune import Trial, Tuning
 
@@ -66,6 +67,8 @@ def test_the_hold_out_is_left_out_of_the_distillation(tuned: Path, results: dict
     assert results["held_out_images"] == len(data.test)
     distilled = DistilledSet.load(tuned / "out/eta=0.1,beta=0.1/distilled.safetensors")
     assert distilled.manifest["data"] == data.fingerprint
+    whole = {load_statistics(file).made_from["data"] for file in (tuned / "runs/cache/statistics").iterdir()}
+    assert whole == {data.fingerprint}, "real moments of the kept images alone"
 
 
 def test_the_best_has_the_highest_tail_mean(results: dict[str, Any]) -> None:
@@ -111,6 +114,28 @@ class TestBadInput:
         monkeypatch.chdir(tmp_path)
         assert "model.init_args.beta: got -1.0, expected > 0" in self.refuse(capsys, "--beta", "0.1", "-1")
         assert not list(tmp_path.glob("runs/*tuning/*"))
+
+    def test_the_same_value_twice(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert "expected each once" in self.refuse(capsys, "--eta", "1", "1.0")
+
+    def test_no_resume(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert "a tuning does not resume" in self.refuse(capsys, "--eta", "1", "2", "--ckpt_path", "last")
+
+    def test_a_filled_folder_of_a_later_candidate_shows_before_the_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "out/eta=2.0").mkdir(parents=True)
+        (tmp_path / "out/eta=2.0/distilled.safetensors").write_bytes(b"")
+        message = self.refuse(capsys, "--eta", "1", "2", "--output_dir", "out")
+        assert "eta=2.0 already holds distilled.safetensors" in message
+        assert not (tmp_path / "out/eta=1.0/distilled.safetensors").exists()
 
     def test_results_are_not_overwritten(
         self, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

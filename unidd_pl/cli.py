@@ -128,6 +128,9 @@ def _tune(arguments: list[str]) -> None:
     parser.add_argument("--relative", type=bool, nargs="+", default=[], help="false, true or both")
     config, objects = _parsed(parser, arguments)
 
+    if config.ckpt_path is not None:
+        raise ValueError("got --ckpt_path: a tuning does not resume; leave it out")
+
     def make_run(candidate: Candidate, data: HoldOutData, folder: Path) -> DistillationRun:
         one = config.clone()
         for name, value in candidate.items():

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-
-from unidd_pl.console import Stopped, say
+from unidd_pl.console import say, stopped_by_sigterm
 from unidd_pl.data import ImageFolderData
 from unidd_pl.data.conversion import BetonManifest, load_beton, manifest_path, write_beton
 from unidd_pl.data.images import ImageFiles
@@ -41,7 +35,7 @@ def convert(
     splits: tuple[Split, ...] = ("train", "test") if data.has_test else ("train",)
     listed = {split: data.list_split(split) for split in splits}  # other classes in one show before the work
     check_writable(data.betons)
-    with _stopped_cleanly():
+    with stopped_by_sigterm("stopped; nothing half-written is left"):
         return {
             split: _converted(data, split, files, max_side, skip_unreadable, overwrite)
             for split, files in listed.items()
@@ -55,6 +49,12 @@ def _converted(
     kept = not overwrite and manifest_path(path).exists()
     if kept:
         _, manifest = load_beton(path, files, classes, split)
+        if manifest.max_side != max_side or (manifest.skipped and not skip_unreadable):
+            raise ValueError(
+                f"{path} was made with --max_side {manifest.max_side}, {len(manifest.skipped)} unreadable images left "
+                f"out; expected --max_side {max_side}, --skip_unreadable {str(skip_unreadable).lower()}: give the "
+                "options that it was made with, or write it anew with --overwrite true"
+            )
     else:
         manifest = write_beton(files, classes, split, path, max_side=max_side, skip_unreadable=skip_unreadable)
     skipped = f", {len(manifest.skipped)} unreadable ones left out" if manifest.skipped else ""
@@ -63,20 +63,3 @@ def _converted(
         f"{'already in' if kept else 'written to'} {path}"
     )
     return manifest
-
-
-@contextmanager
-def _stopped_cleanly() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that the file that is being written is removed."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(number, "stopped; nothing half-written is left")
-
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

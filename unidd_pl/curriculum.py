@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics as statistics_of_numbers
-from typing import Any
 
 import lightning as L
 
@@ -31,22 +30,9 @@ class CurriculumCallback(L.Callback):
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the curriculum is, so that a run is not resumed with another one."""
-        return {"curriculum": _describe(self.curriculum)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another curriculum.
-
-        Raises:
-            ValueError: If it differs.
-        """
-        got, expected = state_dict["curriculum"], _describe(self.curriculum)
-        if got != expected:
-            raise ValueError(
-                f"the checkpoint was made with another curriculum: got {got}, expected {expected}; "
-                "resume with the config that it was made with"
-            )
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tell the module its curriculum, before a checkpoint is read: its chunks depend on it."""
+        _distillation(pl_module).curriculum = _describe(self.curriculum)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set β where a run starts or resumes."""
@@ -57,17 +43,22 @@ class CurriculumCallback(L.Callback):
         self._set_beta(trainer, pl_module)
 
     def _set_beta(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, DistillationModule):
-            raise ValueError(f"got a {type(pl_module).__name__}, expected a DistillationModule")
-        round_index = min(pl_module.position.round_index, pl_module.ipc - 1)
-        statistics = pl_module.real.statistics
-        betas = self.curriculum.betas_at(pl_module.beta, round_index, pl_module.ipc, statistics.spectra)
-        pl_module.matching.betas = betas
+        module = _distillation(pl_module)
+        round_index = min(module.position.round_index, module.ipc - 1)
+        statistics = module.real.statistics
+        betas = self.curriculum.betas_at(module.beta, round_index, module.ipc, statistics.spectra)
+        module.matching.betas = betas
         figures = {"beta": statistics_of_numbers.geometric_mean(betas)}
         if len(set(betas)) > 1:
             figures |= {f"beta/{layer}": beta for layer, beta in zip(statistics.layers, betas, strict=True)}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=pl_module.step)
+            logger.log_metrics(figures, step=module.step)
+
+
+def _distillation(module: L.LightningModule) -> DistillationModule:
+    if not isinstance(module, DistillationModule):
+        raise ValueError(f"got a {type(module).__name__}, expected a DistillationModule")
+    return module
 
 
 def _describe(curriculum: Curriculum) -> str:

@@ -158,6 +158,8 @@ class DistillationModule(L.LightningModule):
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
+        self.curriculum = "none"
+        """What the `CurriculumCallback` brings; part of the digest of the run."""
         self._batch_moments: list[Moments] = []  # of the last forward pass
 
     # ---- set-up ----
@@ -341,7 +343,7 @@ class DistillationModule(L.LightningModule):
 
     @property
     def run_digest(self) -> str:
-        """Hexadecimal digest of all that the images depend on, the curriculum apart."""
+        """Hexadecimal digest of all that the images depend on."""
         return hashlib.sha256(json.dumps(self._made_from(), sort_keys=True).encode()).hexdigest()
 
     def _made_from(self) -> dict[str, Any]:
@@ -349,6 +351,7 @@ class DistillationModule(L.LightningModule):
             "pixel type": self._store.dtype,
             "teacher": self.real.teacher.fingerprint,
             "statistics": self.real.statistics.fingerprint,
+            "curriculum": self.curriculum,
             "method": [self.method.name, *(term.description for term in self.method.terms)],
             **{
                 name: getattr(self, name)

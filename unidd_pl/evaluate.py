@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unidd_pl.comparison import Comparison, Row, seeds_then_rows
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
@@ -77,7 +79,11 @@ class Evaluation:
         self.paths = tuple(distilled)
         self.sets = dict(zip(_row_names(self.paths), map(DistilledSet.load, self.paths), strict=True))
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
-        self.set_teacher = _common("teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()})
+        self.set_teacher: str | None = None
+        if protocol.labels == "online" and teacher.checkpoint is None:
+            self.set_teacher = _common(
+                "teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()}
+            )
         self.data = data
         self.teacher_recipe = teacher
         self.protocol = protocol
@@ -167,6 +173,8 @@ class Evaluation:
         }
 
     def _teacher(self) -> Teacher:
+        if self.protocol.labels == "hard":
+            return Teacher(nn.Identity(), "none", self.data.spec, None, self.paths[0])  # it labels nothing
         expected = self.set_teacher
         cached = find_teacher(str(expected), self.cache / "teachers") if expected else None
         if self.teacher_recipe.checkpoint is None and cached is not None:
@@ -180,11 +188,12 @@ class Evaluation:
             accelerator=self.accelerator,
             config=self.config,
         )
-        if expected not in (None, teacher.fingerprint):
-            say(
-                f"Note: the set was distilled with another teacher ({str(expected)[:12]}) than labels it now "
-                f"({teacher.fingerprint[:12]})"
-            )
+        for name, one in self.sets.items():
+            if (own := one.manifest.get("teacher")) not in (None, teacher.fingerprint):
+                say(
+                    f"Note: {name} was distilled with another teacher ({str(own)[:12]}) than labels it now "
+                    f"({teacher.fingerprint[:12]})"
+                )
         return teacher
 
     def _report(self, comparison: Comparison, run: StageRun) -> None:

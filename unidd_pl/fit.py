@@ -110,6 +110,14 @@ class DistillationRun:
         """Make sure of the teacher and its statistics."""
         return self._statistics(self.teacher)
 
+    def check(self) -> None:
+        """Check all that can be checked before any work of a run that starts anew.
+
+        Raises:
+            ValueError: If something is not as it has to be.
+        """
+        self._check_before_work(None)
+
     def fit(self) -> Path:
         """Distil; return the file of the distilled set."""
         checkpoint = self._checkpoint()

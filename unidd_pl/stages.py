@@ -83,7 +83,7 @@ def statistics_stage(
     layers = layers_to_tap(teacher.network, method.layers)
     if method.layers == "batchnorm" and signal == "mean" and method.needs_only_variances and recipe.file is None:
         say(f"Statistics: {len(layers)} layers, signal mean, the running statistics of the teacher's BatchNorms")
-        return running_statistics(teacher, layers)
+        return running_statistics(teacher, data, layers)
     folder = cache / "statistics"
     statistics, path, gathered = obtain_statistics(
         recipe, teacher, data, layers, signal, folder, device=device_of(accelerator)

@@ -105,11 +105,12 @@ def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal:
     }
 
 
-def running_statistics(teacher: Teacher, layers: Sequence[str]) -> Statistics:
+def running_statistics(teacher: Teacher, data: ImageData, layers: Sequence[str]) -> Statistics:
     """Return the moments that BatchNorm layers keep of their inputs: channel means and variances, nothing else.
 
     Args:
         teacher: The frozen teacher.
+        data: The real data, for the record: no image of them is read.
         layers: Names of its BatchNorm layers.
 
     Returns:
@@ -117,7 +118,7 @@ def running_statistics(teacher: Teacher, layers: Sequence[str]) -> Statistics:
     """
     modules = dict(teacher.network.named_modules())
     moments = [_running_moments(cast("nn.BatchNorm2d", modules[name]), name) for name in layers]
-    made_from = {"teacher": teacher.fingerprint, "layers": list(layers), "signal": "mean", "real side": "BatchNorm"}
+    made_from = {**conditions(teacher, data, layers, "mean"), "real side": "BatchNorm"}
     return Statistics(tuple(layers), tuple(moments), "mean", made_from)
 
 

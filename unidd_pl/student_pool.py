@@ -1,10 +1,15 @@
-"""Many students, one after the other or several at once in processes of their own: the same scores either way."""
+"""Many students, one after the other or several at once in processes of their own.
+
+The scores are the same up to the order of summation: a worker has one CPU thread.
+"""
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from unidd_pl.allocator import keep_large_blocks
+from unidd_pl.console import stopped_by_sigterm
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
 from unidd_pl.protocols import Protocol
@@ -97,7 +103,10 @@ def train_students(
     numbered = iter(enumerate(jobs))
     running: dict[Future[StudentScore], int] = {}
     try:
-        with tqdm(total=count, desc="Students", unit="student") as bar:
+        with (
+            stopped_by_sigterm("stopped; the results hold the students so far"),
+            tqdm(total=count, desc="Students", unit="student") as bar,
+        ):
             while True:
                 for position, job in itertools.islice(numbered, workers - len(running)):
                     running[pool.submit(_train_here, job)] = position
@@ -105,22 +114,17 @@ def train_students(
                     break
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     bar.update()
-                    yield running.pop(done), _result(done)
-    finally:
-        # Also when the caller stops: what runs is ended, not waited for.
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-
-def _result(done: Future[StudentScore]) -> StudentScore:
-    try:
-        return done.result()
+                    yield running.pop(done), done.result()
     except BrokenProcessPool as error:
         raise ValueError(
             "a worker that trained a student was killed, most likely for lack of memory: expected it to end by "
             "itself; lower --workers"
         ) from error
+    finally:
+        # Also when the caller stops: what runs is ended, not waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 _settings: StudentSettings  # of a worker process, set once when it starts: the test images are large
@@ -130,8 +134,17 @@ def _start_worker(settings: StudentSettings) -> None:
     global _settings  # noqa: PLW0603  the one place where a worker can keep what it was started with
     _settings = settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_large_blocks()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, also when that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train_here(job: StudentJob) -> StudentScore:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unidd_pl.comparison import PERCENT, Row, environment, plus_minus
-from unidd_pl.console import say
+from unidd_pl.console import Stopped, say
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
@@ -42,8 +42,9 @@ class Trial:
 class Tuning:
     """One `unidd tune`: distils every candidate, scores students on the hold-out, names the best.
 
-    The hold-out is taken out before the real moments are gathered and the start images chosen. The teacher,
-    being shared with the final runs, has seen it: scores are a little high, for all candidates alike.
+    The hold-out is taken out before real moments are gathered and start images chosen. The teacher, being shared
+    with the final runs, has seen it (and so have the running statistics of its BatchNorms): scores are a little
+    high, for all candidates alike.
 
     Args:
         make_run: Makes the distillation of a candidate.
@@ -87,6 +88,8 @@ class Tuning:
                 f"got {len(self.candidates)} candidate(s), expected at least two values to choose from, for example "
                 "--eta 0.01 0.1 1"
             )
+        if len({_name(one) for one in self.candidates}) < len(self.candidates):
+            raise ValueError(f"got values twice in {dict(grid)}, expected each once")
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
         self.results = output / RESULTS_FILE
@@ -112,13 +115,21 @@ class Tuning:
 
     def run(self) -> Trial:
         """Try all candidates; print the table and the best one."""
-        # All of them before the first: a value that its constructor refuses must not show after hours.
+        # All of them before the first: what is refused must not show after hours.
         runs = [self.make_run(one, self.data, self.output / _name(one)) for one in self.candidates]
+        for run in runs:
+            run.check()
         tags = {"dataset": self.data.dataset_name, "method": runs[0].module.method.name, "protocol": self.protocol.name}
         with self.tracking.run("tuning", self.output.name, tags, self.config) as record:
             for number, (candidate, run) in enumerate(zip(self.candidates, runs, strict=True)):
                 say(f"\nCandidate {number + 1} of {len(runs)}: {_name(candidate)}")
-                self.trials.append(Trial(candidate, Row(_name(candidate), self.network, self._students(run))))
+                try:
+                    row = Row(_name(candidate), self.network, self._students(run))
+                except Stopped as stop:
+                    raise Stopped(
+                        stop.number, f"{stop}\nA tuning does not resume: start it anew with --overwrite true"
+                    ) from stop
+                self.trials.append(Trial(candidate, row))
                 record.metrics({"holdout_accuracy": self.trials[-1].row.tail_mean[0]}, step=number)
                 self._save()
             record.artifact(self.results)

@@ -37,7 +37,7 @@ SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FIELDS = (("image", 2), ("label", 1))  # names, and FFCV's numbers for RGBImageField and IntField
 PAGE_SIZE = 2**23  # bytes, FFCV's default; an image lies on one page
-LARGEST_SIDE = 2**16 - 1  # pixels: sides are stored in 16 bits
+LARGEST_SIDE = 26_754  # pixels: a square of three channels has to fit a page, whose size is a power of 2 below 2^32
 
 _SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class BetonImages(LabelledImages):
         self.threads = max(1, threads)
         self.os_cache = _fits_memory(beton) if os_cache is None else os_cache
         self._streams: dict[int, Stream] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open streams and the memory map out: another process opens its own."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_data"}
+        return {**kept, "_streams": {}}
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Decode the images at these positions, (n, c, h, w) uint8."""
