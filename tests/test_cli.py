@@ -127,8 +127,9 @@ class TestCommands:
             "--distilled", "runs/cfm_digits/distilled.safetensors", "--output", str(tmp_path / "scores.json"),
         ])  # fmt: skip
         assert f"protocol {name}, 2 epochs: top-1" in capsys.readouterr().out
-        protocol = json.loads((tmp_path / "scores.json").read_text())["protocol"]
-        assert protocol["labels"] == ("hard" if name == "hard" else "online")
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        assert scores["protocol"]["labels"] == ("hard" if name == "hard" else "online")
+        assert (scores["teacher"]["network"] == "none") is (name == "hard"), "hard labels need no teacher"
 
     def test_several_sets_make_one_table(
         self, in_workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

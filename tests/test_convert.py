@@ -73,6 +73,14 @@ def test_unreadable_images(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "train: 5 images of 2 classes, 1 unreadable ones left out" in capsys.readouterr().out
 
 
+def test_other_options_than_a_file_was_made_with_are_not_ignored(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["convert", *arguments(root)])
+    message = refused(capsys, *arguments(root), "--max_side", "64")
+    assert "was made with --max_side 500, 0 unreadable images left out; expected --max_side 64" in message
+
+
 def test_stale_files_are_not_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["convert", *arguments(root)])
     (root / "train/cat/00.jpg").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from beton_files import convert_all, photographs
 
 from unidd_pl.data import BetonImages, ImageFolderData, LabelledImages, RandomCrops
+from unidd_pl.data.conversion import load_beton
 from unidd_pl.data.holdout import HoldOutData
 
 FFCV = pytest.param("ffcv", marks=pytest.mark.ffcv)
@@ -236,3 +238,15 @@ class TestFFCV:
         assert [type(field) for field in reader.handlers.values()] == [RGBImageField, IntField]
         assert np.array_equal(reader.metadata, images.beton.samples)
         assert np.array_equal(reader.alloc_table["size"], images.beton.sizes)
+
+
+def test_betons_go_to_another_process_without_what_is_open(root: Path, tmp_path: Path) -> None:
+    data = ImageFolderData(str(root), SIZE, RESIZE, in_memory_gib=0.0, betons=str(tmp_path))
+    convert_all(data)
+    beton, manifest = load_beton(data.beton_path("train"), data.list_split("train"), data.read_classes(), "train")
+    images = BetonImages(beton, manifest.content, 3, SIZE, RESIZE, 1)
+    images._streams[BATCH] = lambda: None  # type: ignore[assignment]  # as a compiled loader, it cannot be pickled
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy._streams == {}
+    assert copy.fingerprint() == images.fingerprint()
+    assert torch.equal(copy.labels, images.labels)

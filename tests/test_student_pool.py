@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,5 +70,51 @@ def test_a_killed_worker_is_explained(settings: StudentSettings, folder_data: Im
     next(students)
     for process in multiprocessing.active_children():
         process.kill()
+    time.sleep(0.5)  # until the pool has noticed, so that it refuses the next job instead of failing one
     with pytest.raises(ValueError, match="a worker that trained a student was killed, most likely for lack of memory"):
         list(students)
+
+
+SCRIPT = """
+import multiprocessing, sys
+from unidd_pl.data import ImageFolderData
+from unidd_pl.evaluation import real_images
+from unidd_pl.networks import build_network
+from unidd_pl.protocols import Protocol
+from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
+from unidd_pl.teachers import Teacher, freeze
+
+if __name__ == "__main__":
+    data = ImageFolderData(sys.argv[1])
+    network = build_network("convnet-w8-d2", data.spec)
+    freeze(network)
+    protocol = Protocol(epochs=100_000, batch_size={1: 4}, early_scores=0)
+    settings = StudentSettings(Teacher(network, "t", data.spec, None, None), data.test, protocol, "cpu")
+    def jobs():
+        yield StudentJob("convnet-w8-d2", real_images(data.train, data.spec, 2, 0), 0, "long")
+        yield StudentJob("convnet-w8-d2", real_images(data.train, data.spec, 2, 1), 1, "long")
+        print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+        yield StudentJob("convnet-w8-d2", real_images(data.train, data.spec, 2, 2), 2, "long")
+    list(train_students(jobs(), 3, settings, workers=3))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(number: signal.Signals, image_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "students.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, script, image_folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [Path("/proc") / pid for pid in parent.stdout.readline().split()]
+        assert len(workers) >= 2
+        time.sleep(10)  # until they train
+        assert all(worker.exists() for worker in workers)
+        parent.send_signal(number)
+        parent.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(worker.exists() for worker in workers)

@@ -93,7 +93,7 @@ class DistillationModule(L.LightningModule):
         crop_scale: Area of the random resized crop, as shares of the image.
         flip: Random horizontal flips.
         max_roll: Largest random roll, pixels.
-        relative: Divide each matching term by the norm of its real side.
+        relative: Divide each matching term by the norm of its real side, or the least norm that is a scale.
         seed: Seed of augmentation and noise.
 
     Raises:

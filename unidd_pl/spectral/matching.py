@@ -26,7 +26,7 @@ class MatchingLoss:
         method: The method, t terms.
         real: Real moments, one for each of l layers.
         beta: β of all layers until `betas` is set, eigenvalue units.
-        relative: Divide each distance by the norm of its real side.
+        relative: Divide each distance by the norm of its real side, but no less than `least_norms`.
 
     References:
         SPEC.md section 2.
