@@ -305,12 +305,14 @@ class TestCommand:
 
     def test_is_tracked(self, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        tracked = [*finished.arguments[:-1], "out", "--tracking.enabled", "true"]
+        # An address of its own: MLflow keeps the store of an address open, also where the folder changes below it.
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        tracked = [*finished.arguments[:-1], "out", "--tracking.enabled", "true", "--tracking.uri", uri]
         main([*tracked, "--distilled", str(finished.sets["few"])])
 
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient("sqlite:///runs/mlflow.db")
+        client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("unidd")
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])  # teacher and statistics are from the cache
