@@ -144,7 +144,7 @@ def test_every_stage_streams_through_ffcv(root: Path, capsys: pytest.CaptureFixt
     evaluated = [*arguments(root, "eval_folder"), "--data.init_args.loader", "ffcv", *teacher]
     main(
         [
-            "evaluate", *evaluated, "--network", "convnet-w8-d2", "--protocol.epochs", "2", "--seeds", "1",
+            "evaluate", *evaluated, "--networks", "convnet-w8-d2", "--protocol.epochs", "2", "--seeds", "1",
             "--distilled", "runs/cfm_folder/distilled.safetensors",
         ]
     )  # fmt: skip
