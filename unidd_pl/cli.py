@@ -70,20 +70,17 @@ def _dispatch(arguments: list[str]) -> None:
     # Each imports what it needs, so that --help and export stay fast.
     if command in ("fit", "statistics"):
         _fit(command, rest)
-    elif command == "pretrain":
-        _pretrain(rest)
-    elif command == "evaluate":
-        _evaluate(rest)
-    elif command == "spectrum":
-        _spectrum(rest)
-    elif command == "tune":
-        _tune(rest)
-    elif command == "convert":
-        _convert(rest)
-    elif command == "methods":
-        _methods(rest)
-    else:
-        _export(rest)
+        return
+    runs = {
+        "evaluate": _evaluate,
+        "tune": _tune,
+        "pretrain": _pretrain,
+        "convert": _convert,
+        "spectrum": _spectrum,
+        "methods": _methods,
+        "export": _export,
+    }
+    runs[command](rest)
 
 
 def _usage() -> str:

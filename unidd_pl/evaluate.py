@@ -77,7 +77,8 @@ class Evaluation:
         if len(set(networks)) < max(1, len(networks)):
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
-        self.sets = dict(zip(_row_names(self.paths), map(DistilledSet.load, self.paths), strict=True))
+        loaded = [DistilledSet.load(path) for path in self.paths]
+        self.sets = dict(zip(_row_names(self.paths, loaded), loaded, strict=True))
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
         self.set_teacher: str | None = None
         if protocol.labels == "online" and teacher.checkpoint is None:
@@ -210,10 +211,10 @@ class Evaluation:
             say(f"MLflow: {command}")
 
 
-def _row_names(paths: Sequence[Path]) -> list[str]:
+def _row_names(paths: Sequence[Path], sets: Sequence[DistilledSet]) -> list[str]:
     """Return the name of each row: the method of a single set, the folders of several, which differ."""
     if len(paths) == 1:
-        return [str(DistilledSet.load(paths[0]).manifest.get("method", "distilled"))]
+        return [str(sets[0].manifest.get("method", "distilled"))]
     names = [path.absolute().parent.name for path in paths]
     if len({*names, REAL_ROW}) <= len(names):
         raise ValueError(

@@ -14,11 +14,12 @@ from unidd_pl.console import Stopped, say
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
+from unidd_pl.evaluation import StudentScore, TrainingSet
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.fit import DistillationRun
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.tables import text_table
 from unidd_pl.tracking import Tracking
 
@@ -161,20 +162,13 @@ class Tuning:
 
     def _students(self, run: DistillationRun) -> list[StudentScore]:
         distilled = DistilledSet.load(run.fit())
-        return [
-            train_student(
-                self.network,
-                TrainingSet(distilled.images, distilled.labels, distilled.ipc),
-                run.teacher,
-                self.data.test,
-                self.protocol,
-                seed,
-                label=f"Student {seed + 1}/{self.seeds} on {run.output.name}",
-                accelerator=self.accelerator,
-                precision=self.precision,
-            )
+        images = TrainingSet(distilled.images, distilled.labels, distilled.ipc)
+        settings = StudentSettings(run.teacher, self.data.test, self.protocol, self.accelerator, self.precision)
+        jobs = (
+            StudentJob(self.network, images, seed, f"Student {seed + 1}/{self.seeds} on {run.output.name}")
             for seed in range(self.seeds)
-        ]
+        )
+        return [score for _, score in train_students(jobs, self.seeds, settings)]
 
     def _save(self) -> None:
         content = {
