@@ -10,7 +10,8 @@ import lightning as L
 from torch import Tensor
 
 from unidd_pl.curriculum import CurriculumCallback
-from unidd_pl.distillation import DistillationModule, RealSide
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.real_side import RealSide
 from unidd_pl.spectral import CFM, CosineCurriculum
 from unidd_pl.synthetic import ChunkStore, Position
 from unidd_pl.training import quiet_lightning

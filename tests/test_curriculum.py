@@ -14,7 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.folder import ImageFolderData
-from unidd_pl.distillation import DistillationModule, RealSide
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.real_side import RealSide
 from unidd_pl.spectral import CFM, ConstantCurriculum, CosineCurriculum, Curriculum, LinearCurriculum
 from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore

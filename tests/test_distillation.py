@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.data.images import TensorImages
-from unidd_pl.distillation import DistillationModule, RealSide
+from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import ConvNet
+from unidd_pl.real_side import RealSide
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM, LFM, Moments, Signal
 from unidd_pl.spectral import matching as matching_module

@@ -20,7 +20,8 @@ import torch
 
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.folder import ImageFolderData
-from unidd_pl.distillation import DistillationModule, RealSide
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.real_side import RealSide
 from unidd_pl.resume import Interrupted, ResumePoint
 from unidd_pl.spectral import CFM, HFM, LFM, ConstantCurriculum, CosineCurriculum
 from unidd_pl.statistics import Statistics

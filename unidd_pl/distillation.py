@@ -5,60 +5,21 @@ Legend: n images of the chunk, c channels, h w space, k classes; l layers, t ter
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
-from unidd_pl.data.images import LabelledImages
-from unidd_pl.diagnosis import non_finite, not_filterable
-from unidd_pl.features import FeatureTap, layers_to_tap
+from unidd_pl.objective import ChunkObjective
+from unidd_pl.real_side import RealSide
+from unidd_pl.run_settings import SETTINGS, Running, Start, check_same_run, check_settings, digest_of
 from unidd_pl.seeding import generator_for
-from unidd_pl.spectral import (
-    MatchingLoss,
-    Method,
-    Moments,
-    RunningMode,
-    RunningMoments,
-    Signal,
-)
-from unidd_pl.statistics import Statistics, label_weights
-from unidd_pl.synthetic import (
-    ChunkStore,
-    Position,
-    Schedule,
-    check_enough_images,
-    clip,
-    noise_start,
-    real_start,
-)
-from unidd_pl.teachers import Teacher
+from unidd_pl.spectral import MatchingLoss, Method, Moments, RunningMode, RunningMoments, Signal
+from unidd_pl.synthetic import ChunkStore, Position, Schedule, check_enough_images, clip, noise_start, real_start
 from unidd_pl.training import Iterations, is_logged_step
-
-Start = Literal["real", "noise"]
-Running = Literal["auto", "off"] | RunningMode
-
-
-@dataclass(frozen=True)
-class RealSide:
-    """What a distillation takes from the real data.
-
-    Args:
-        teacher: The frozen teacher.
-        statistics: Its real moments.
-        images: Training images, for the start.
-    """
-
-    teacher: Teacher
-    statistics: Statistics
-    images: LabelledImages
 
 
 class DistillationModule(L.LightningModule):
@@ -70,7 +31,7 @@ class DistillationModule(L.LightningModule):
             for chunk of classes:                     # one image of each class
                 images ← start; Adam ← fresh
                 for iteration:
-                    logits, X = teacher(A(images))    # one forward pass
+                    logits, X = teacher(A(images))    # one forward pass, or in parts: objective.py
                     L = CE(logits, y) + η Σ_l Σ_(f,g) ‖f(Ψ)g(Φ) − f(Ψ_s)g(Φ_s)‖_F
                     images ← clip(Adam(images, ∇L))
                 store ← images
@@ -95,6 +56,8 @@ class DistillationModule(L.LightningModule):
         max_roll: Largest random roll, pixels.
         relative: Divide each matching term by the norm of its real side, or the least norm that is a scale.
         seed: Seed of augmentation and noise.
+        micro_batch: Images that the teacher sees at a time, where a chunk is too large for the memory; null sees the
+            whole chunk. It changes the memory and, by one more forward pass a step, the time, but not the result.
 
     Raises:
         ValueError: If a number is out of range.
@@ -123,21 +86,11 @@ class DistillationModule(L.LightningModule):
         max_roll: int = 4,
         relative: bool = False,
         seed: int = 0,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("ipc", ipc), ("beta", beta), ("iterations", iterations), ("chunk_size", chunk_size), ("lr", lr)
-        ):  # fmt: skip
-            if not value > 0:
-                raise ValueError(f"model.init_args.{name}: got {value}, expected > 0")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"model.init_args.crop_scale: got {crop_scale}, expected 0 < smallest ≤ largest ≤ 1")
-        if max_roll < 0:
-            raise ValueError(f"model.init_args.max_roll: got {max_roll}, expected ≥ 0")
-        if not all(0 <= rate < 1 for rate in betas):
-            raise ValueError(f"model.init_args.betas: got {betas}, expected two rates in [0, 1)")
-        if not eta >= 0:
-            raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
+        positive = {"ipc": ipc, "beta": beta, "iterations": iterations, "chunk_size": chunk_size, "lr": lr}
+        check_settings(positive, eta, betas, crop_scale, max_roll, micro_batch)
         self.ipc = ipc
         self.method = method
         self.beta = beta
@@ -154,13 +107,14 @@ class DistillationModule(L.LightningModule):
         self.max_roll = max_roll
         self.relative = relative
         self.seed = seed
+        self.micro_batch = micro_batch
 
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
         self.curriculum = "none"
         """What the `CurriculumCallback` brings; part of the digest of the run."""
-        self._batch_moments: list[Moments] = []  # of the last forward pass
+        self._chunk_moments: list[Moments] = []  # of the last forward pass
 
     # ---- set-up ----
 
@@ -175,22 +129,20 @@ class DistillationModule(L.LightningModule):
             ValueError: If a class has too few images to start from, or the statistics hold another signal or
                 other layers.
         """
-        expected = layers_to_tap(real.teacher.network, self.method.layers)
-        if real.statistics.layers != expected:
-            raise ValueError(
-                f"method {self.method.name} matches the inputs of the layers {expected}, got statistics of "
-                f"{real.statistics.layers}"
-            )
-        if real.statistics.signal != self.signal:
-            raise ValueError(f"got statistics of the signal {real.statistics.signal!r}, expected {self.signal!r}")
+        real.check(self.method, self.signal)
         self.spec = real.teacher.spec
         if self.start == "real":
             check_enough_images(real.images, self.spec, self.ipc)
         self.schedule = Schedule(self.spec.num_classes, self.chunk_size, self.ipc, self.iterations)
-        self.running_moments = RunningMoments(self.running_mode) if self.running != "off" else None
         # Inside RealSide the teacher is no submodule: it stays out of the checkpoint and out of .train().
         self.real = real
-        self.matching = MatchingLoss(self.method, real.statistics.moments, self.beta, relative=self.relative)
+        self.objective = ChunkObjective(
+            real,
+            MatchingLoss(self.method, real.statistics.moments, self.beta, relative=self.relative),
+            RunningMoments(self.running_mode) if self.running != "off" else None,
+            self.eta,
+            self.micro_batch,
+        )
         self._store = store
         self._use_chunk_shape()
 
@@ -200,6 +152,16 @@ class DistillationModule(L.LightningModule):
         if self.running in ("merge", "mean"):
             return self.running
         return "mean" if self.chunk_size >= self.spec.num_classes else "merge"
+
+    @property
+    def matching(self) -> MatchingLoss:
+        """The matching loss, whose β a curriculum sets."""
+        return self.objective.matching
+
+    @property
+    def running_moments(self) -> RunningMoments | None:
+        """Moments of the finished chunks, or None where they are off."""
+        return self.objective.running
 
     @property
     def position(self) -> Position:
@@ -241,34 +203,16 @@ class DistillationModule(L.LightningModule):
             group["lr"] = self.lr * (1 + math.cos(math.pi * position.iteration / self.iterations)) / 2
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """Return cross-entropy + η · matching loss, both from one forward pass of the teacher."""
-        labels = self._labels()
-        with FeatureTap(self.real.teacher.network, self.real.statistics.layers) as tap:
-            logits = self.real.teacher.network(self.augment(self.images))
-            features = tap.features()
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        try:
-            distances = self.matching_distances(features, label_weights(self.signal, labels, logits))
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            message = not_filterable(
-                error, self.position, self.matching.betas, self.real.statistics.layers, self._batch_moments
-            )
-            raise ValueError(message) from error
-        loss = cross_entropy + self.eta * distances.sum()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                non_finite(
-                    self.position,
-                    self.matching.betas,
-                    self.real.statistics.layers,
-                    self.method.term_names,
-                    distances,
-                    cross_entropy,
-                )
-            )
+        """Return cross-entropy + η · matching loss, both from one look of the teacher."""
+        position = self.position
+        compared = self.schedule.compared_classes(position, accumulated=self.running_moments is not None)
+        columns = None if compared is None else torch.arange(compared.start, compared.stop, device=self.device)
+        loss = self.objective(self.images, self._labels(), self.augment, columns, position)
+        self._chunk_moments = loss.moments
         if is_logged_step(self.trainer):
-            self._log(loss, cross_entropy, distances)
-        return loss
+            self.log("loss/total", loss.total.detach(), prog_bar=True)
+            self.log_dict(loss.figures(self.real.statistics.layers, self.method.term_names))
+        return loss.total
 
     def augment(self, images: Tensor) -> Tensor:
         """Return A(images): one crop and one flip for the whole chunk, then one roll; the gradient flows."""
@@ -278,20 +222,6 @@ class DistillationModule(L.LightningModule):
         if self.flip:
             images = random_flip(images, generator, shared=True)
         return random_roll(images, generator, max_shift=self.max_roll)
-
-    def matching_distances(self, features: list[Tensor], weights: Tensor | None) -> Tensor:
-        """Return the distance of every term in every layer, (l, t); the gradient flows.
-
-        Args:
-            features: Inputs of the l layers, (n, c, h, w) each.
-            weights: (n, k) weight of each image for each class, or None for the signal ``mean``.
-        """
-        # Autocast would filter in half precision.
-        with torch.autocast(self.device.type, enabled=False):
-            batch = [Moments.of(x, weights) for x in features]
-            self._batch_moments = [moments.detach() for moments in batch]
-            used = self.running_moments.combine(batch) if self.running_moments else batch
-            return self.matching.distances(used, self._compared_classes())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, clip to valid pixels, count; store the chunk if that was its last iteration.
@@ -306,7 +236,7 @@ class DistillationModule(L.LightningModule):
         self.step += 1
         if position.iteration == self.iterations - 1:
             if self.running_moments:
-                self.running_moments.update(self._batch_moments)
+                self.running_moments.update(self._chunk_moments)
             self._store.add(position, self.images, self.schedule.classes(position.chunk_index), self.run_digest)
 
     # ---- resume ----
@@ -328,13 +258,7 @@ class DistillationModule(L.LightningModule):
         state = checkpoint.get("distillation")
         if state is None:
             raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
-        for what, expected in self._made_from().items():
-            got = state["made_from"].get(what)
-            if got != expected:
-                raise ValueError(
-                    f"the checkpoint was made with another {what}: got {got}, expected {expected}; "
-                    "resume with the config that it was made with"
-                )
+        check_same_run(state["made_from"], self._made_from())
         self.step = state["step"]
         self._store.finished(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
@@ -344,7 +268,7 @@ class DistillationModule(L.LightningModule):
     @property
     def run_digest(self) -> str:
         """Hexadecimal digest of all that the images depend on."""
-        return hashlib.sha256(json.dumps(self._made_from(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self._made_from())
 
     def _made_from(self) -> dict[str, Any]:
         return {
@@ -353,24 +277,7 @@ class DistillationModule(L.LightningModule):
             "statistics": self.real.statistics.fingerprint,
             "curriculum": self.curriculum,
             "method": [self.method.name, *(term.description for term in self.method.terms)],
-            **{
-                name: getattr(self, name)
-                for name in (
-                    "ipc",
-                    "beta",
-                    "eta",
-                    "iterations",
-                    "chunk_size",
-                    "lr",
-                    "signal",
-                    "running",
-                    "start",
-                    "flip",
-                    "max_roll",
-                    "relative",
-                    "seed",
-                )
-            },
+            **{name: getattr(self, name) for name in SETTINGS},
             "betas": list(self.betas),
             "crop_scale": list(self.crop_scale),
         }
@@ -379,10 +286,8 @@ class DistillationModule(L.LightningModule):
 
     def _begin_chunk(self, position: Position) -> None:
         classes = self.schedule.classes(position.chunk_index)
-        if self.start == "real":
-            start = real_start(self.real.images, self.spec, position.round_index, classes)
-        else:
-            start = noise_start(self.spec, position.round_index, classes, self.seed)
+        place = (self.spec, position.round_index, classes)
+        start = real_start(self.real.images, *place) if self.start == "real" else noise_start(*place, self.seed)
         self.images.data = start.to(self.images)
 
     def _use_chunk_shape(self) -> None:
@@ -392,20 +297,3 @@ class DistillationModule(L.LightningModule):
     def _labels(self) -> Tensor:
         classes = self.schedule.classes(self.position.chunk_index)
         return torch.arange(classes.start, classes.stop, device=self.device)
-
-    def _compared_classes(self) -> Tensor | None:
-        """Columns of the FLC that hold synthetic images: the chunk's, or all met so far where moments run."""
-        position = self.position
-        if self.chunk_size >= self.spec.num_classes or (self.running_moments and position.round_index > 0):
-            return None
-        last = self.schedule.classes(position.chunk_index)
-        first = 0 if self.running_moments else last.start
-        return torch.arange(first, last.stop, device=self.device)
-
-    def _log(self, loss: Tensor, cross_entropy: Tensor, distances: Tensor) -> None:
-        self.log("loss/total", loss.detach(), prog_bar=True)
-        self.log("loss/cross_entropy", cross_entropy.detach())
-        self.log("loss/matching", distances.detach().sum())
-        for layer, row in zip(self.real.statistics.layers, distances.detach(), strict=True):
-            for term, value in zip(self.method.term_names, row, strict=True):
-                self.log(f"distance/{layer}/{term}", value)

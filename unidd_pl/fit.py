@@ -17,12 +17,13 @@ from unidd_pl.comparison import environment
 from unidd_pl.console import say
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
-from unidd_pl.distillation import DistillationModule, RealSide
+from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
+from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint
 from unidd_pl.spectral import ConstantCurriculum
 from unidd_pl.stages import statistics_stage, teacher_stage

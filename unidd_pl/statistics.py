@@ -90,7 +90,7 @@ def label_weights(signal: Signal, labels: Tensor, logits: Tensor) -> Tensor | No
         return None
     if signal == "class":
         return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return logits.float().softmax(dim=1)
+    return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal: Signal) -> dict[str, Any]:

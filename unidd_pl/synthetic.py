@@ -67,6 +67,18 @@ class Schedule:
         start = chunk_index * self.chunk_size
         return range(start, min(start + self.chunk_size, self.num_classes))
 
+    def compared_classes(self, position: Position, *, accumulated: bool) -> range | None:
+        """Return the labels of the classes of which there are synthetic images to compare; None for all.
+
+        Args:
+            position: Where the run is.
+            accumulated: Whether the finished chunks count, as with running moments, or the chunk alone.
+        """
+        if self.chunks_per_round == 1 or (accumulated and position.round_index > 0):
+            return None
+        chunk = self.classes(position.chunk_index)
+        return range(0 if accumulated else chunk.start, chunk.stop)
+
 
 def real_start(images: LabelledImages, spec: DatasetSpec, round_index: int, classes: range) -> Tensor:
     """Return the i-th real training image of each class, normalised, (n, c, h, w).

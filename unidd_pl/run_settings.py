@@ -1,0 +1,81 @@
+"""The settings of a distillation: their ranges, and whether a checkpoint or a chunk is of the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from unidd_pl.spectral import RunningMode
+
+Start = Literal["real", "noise"]
+Running = Literal["auto", "off"] | RunningMode
+
+SETTINGS = (
+    "ipc", "beta", "eta", "iterations", "chunk_size", "lr", "signal", "running", "start", "flip", "max_roll",
+    "relative", "seed",
+)  # fmt: skip
+"""Settings of plain types that the images depend on; `micro_batch` changes no more than their rounding."""
+
+
+def check_settings(
+    positive: Mapping[str, float],
+    eta: float,
+    betas: tuple[float, float],
+    crop_scale: tuple[float, float],
+    max_roll: int,
+    micro_batch: int | None,
+) -> None:
+    """Refuse numbers out of range.
+
+    Args:
+        positive: Settings that have to be above zero, by name.
+        eta: Weight of the matching loss.
+        betas: Decay rates of Adam.
+        crop_scale: Area of the random resized crop, as shares of the image.
+        max_roll: Largest random roll, pixels.
+        micro_batch: Images that the teacher sees at a time, or None.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"model.init_args.{name}: got {value}, expected > 0")
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(f"model.init_args.crop_scale: got {crop_scale}, expected 0 < smallest ≤ largest ≤ 1")
+    if max_roll < 0:
+        raise ValueError(f"model.init_args.max_roll: got {max_roll}, expected ≥ 0")
+    if not all(0 <= rate < 1 for rate in betas):
+        raise ValueError(f"model.init_args.betas: got {betas}, expected two rates in [0, 1)")
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"model.init_args.micro_batch: got {micro_batch}, expected at least 1 image, or null")
+    if not eta >= 0:
+        raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
+
+
+def digest_of(made_from: Mapping[str, Any]) -> str:
+    """Return a hexadecimal digest of all that the images of a run depend on."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def check_same_run(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, with every difference.
+
+    Args:
+        got: What the checkpoint was made from.
+        expected: What this run is made from.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    differences = [
+        f"another {what}: got {got.get(what)}, expected {value}"
+        for what, value in expected.items()
+        if got.get(what) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"the checkpoint was made with {'; '.join(differences)}; resume with the config that it was made with"
+        )
