@@ -14,14 +14,13 @@ from torchvision.transforms import RandomResizedCrop
 
 from unidd_pl.augmentation import (
     crop_and_resize,
-    cutmix,
     draw_crop_boxes,
     random_flip,
     random_pad_crop,
     random_resized_crop,
     random_roll,
-    shuffle_patches,
 )
+from unidd_pl.mixing import cutmix, shuffle_patches
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -19,6 +19,7 @@ from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.teachers import Teacher, accuracy_of, freeze
 from unidd_pl.training import quiet_lightning
+from unidd_pl.views import ViewRecipe, Views
 
 NETWORK = "convnet-w8-d2"
 
@@ -225,6 +226,27 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(
     assert len({tuple(epoch) for epoch in epochs}) > 1
     other = fit(module_for(teacher, training_set, folder_data, protocol, seed=1)).batches
     assert other != batches
+
+
+# ---- views and labels of the set ----
+
+
+def test_a_set_with_views_is_seen_by_them(
+    teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
+) -> None:
+    views = Views(ViewRecipe(1, (0.08, 1.0), True, 1.0), folder_data.spec, len(training_set.labels), 2, seed=5)
+    with_views = replace(training_set, views=views)
+    protocol = Protocol(epochs=4, batch_size={1: 6}, labels="stored")
+    looker = fit(module_for(teacher, with_views, folder_data, protocol))
+    for epoch, batch in enumerate(looker.batches):
+        seen = views.images(training_set.pixels, batch, views.epoch_at(epoch, 0))
+        torch.testing.assert_close(looker.student_inputs[epoch], seen)
+        assert torch.equal(looker.teacher_inputs[epoch], looker.student_inputs[epoch])
+
+
+def test_stored_labels_need_views(teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData) -> None:
+    with pytest.raises(ValueError, match=r"got labels stored and a set without a label store: write one with `unidd"):
+        module_for(teacher, training_set, folder_data, Protocol(labels="stored"))
 
 
 # ---- students ----

@@ -120,6 +120,13 @@ def test_mixed_images_have_no_hard_label() -> None:
         Protocol(labels="hard")
 
 
+def test_what_is_drawn_for_a_batch_has_no_stored_label() -> None:
+    with pytest.raises(
+        ValueError, match=r"got stored with dsa, .* expected what is drawn for each image: set dsa: \[\]"
+    ):
+        Protocol(labels="stored", dsa=["flip"])
+
+
 @pytest.mark.parametrize(("file", "name"), [("unidd_release", "unidd-release"), ("hard", "hard"), ("rded", "rded")])
 def test_shipped_protocols(file: str, name: str) -> None:
     """SPEC.md section 4."""

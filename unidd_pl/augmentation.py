@@ -2,16 +2,15 @@
 
 Legend: n images, c channels, h w space. Images are (n, c, h, w) floating point on any device, in [0, 1] or
 normalised (where it matters, the function says so). The gradient with respect to them flows through every
-function, and none changes its input.
+function, and none changes its input. CutMix and shuffled patches are in mixing.py.
 
 All randomness is drawn from `generator` on its own device and then moved, so that a CPU generator gives the
-same draw for images on any device. A shared crop or flip, the roll and the box of CutMix do not depend on n:
-ranks that hold different rows and equal generators draw the same.
+same draw for images on any device. A shared crop or flip and the roll do not depend on n: ranks that hold
+different rows and equal generators draw the same.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -54,7 +53,7 @@ def draw_crop_boxes(
     if not 0 < ratio[0] <= ratio[1] < math.inf:
         raise ValueError(f"got ratio {ratio}, expected 0 < smallest <= largest")
     # One draw of a fixed size: how far the generator moves does not depend on which tries fit.
-    uniform = _uniform((2 * CROP_TRIES + 2, count), generator)
+    uniform = draw_uniform((2 * CROP_TRIES + 2, count), generator)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[:CROP_TRIES])
     # A power of a uniform number is log-uniform. Powers and rsqrt stand for exp and sqrt, whose MKL
     # versions start threads even for these few numbers: on two busy cores 0.2 ms become 16 ms.
@@ -143,7 +142,7 @@ def random_flip(images: Tensor, generator: torch.Generator, *, shared: bool = Fa
         (n, c, h, w) in the pixel space of `images`; the gradient flows. A shared draw that does not
         flip returns `images` itself.
     """
-    flipped = _uniform((1 if shared else len(images),), generator) < 0.5
+    flipped = draw_uniform((1 if shared else len(images),), generator) < 0.5
     if shared:
         return images.flip(-1) if flipped.item() else images
     return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
@@ -199,77 +198,7 @@ def random_pad_crop(images: Tensor, generator: torch.Generator, *, padding: int 
     return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
 
 
-def shuffle_patches(images: Tensor, generator: torch.Generator, *, grid: int = 2) -> Tensor:
-    """Cut each image into `grid` rows and columns of patches and put both in a random order.
-
-    Args:
-        images: (n, c, h, w) with sides of at least `grid` pixels.
-        generator: Source of the randomness.
-        grid: Patches along a side; a side that does not divide leaves its last patch larger.
-
-    Returns:
-        (n, c, h, w) in the pixel space of `images`; the gradient flows.
-
-    References:
-        Sun et al., RDED, CVPR 2024 (arXiv 2312.03526); SPEC.md section 4.
-    """
-    for dim in (-1, -2):
-        side = images.shape[dim]
-        step = side // grid
-        bounds = [*range(0, grid * step, step), side]
-        strips = [list(range(first, after)) for first, after in itertools.pairwise(bounds)]
-        orders = torch.rand(len(images), grid, generator=generator, device=generator.device).argsort(dim=1).tolist()
-        order = torch.tensor([[pixel for strip in one for pixel in strips[strip]] for one in orders])
-        shape = [len(images), 1, 1, side] if dim == -1 else [len(images), 1, side, 1]
-        images = images.gather(dim, order.view(shape).to(images.device).expand_as(images))
-    return images
-
-
-def cutmix(images: Tensor, generator: torch.Generator, *, alpha: float = 1.0) -> Tensor:
-    """Paste one box of every image onto another image of the batch.
-
-    The box and the permutation are shared by the batch. With λ ~ Beta(alpha, alpha), the sides of the box are
-    √(1−λ) of the image's, its centre is uniform over the image, and what lies outside is cut off. There are
-    no mixed labels: the teacher labels the mixed image.
-
-    Args:
-        images: (n, c, h, w).
-        generator: Source of the randomness.
-        alpha: Parameter of the Beta distribution; 1 is uniform.
-
-    Returns:
-        (n, c, h, w) mixed images in the pixel space of `images`; the gradient flows to both images of a pair.
-
-    Raises:
-        ValueError: If `alpha` is not positive and finite.
-
-    References:
-        Yun et al., CutMix, ICCV 2019; SPEC.md section 4.
-    """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"got alpha {alpha}, expected a positive number")
-    rows, columns = _draw_cutmix_box(images.shape[-2], images.shape[-1], generator, alpha)
-    order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
-    mixed = images.clone()
-    mixed[:, :, rows, columns] = images[:, :, rows, columns][order]
-    return mixed
-
-
-def _draw_cutmix_box(height: int, width: int, generator: torch.Generator, alpha: float) -> tuple[slice, slice]:
-    """Draw the rows and columns that CutMix replaces."""
-    # Dirichlet(α, α) is (λ, 1−λ) with λ ~ Beta(α, α). The private name is the one torch.distributions calls;
-    # no public function draws a Beta variable from a generator.
-    concentration = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
-    side = math.sqrt(torch._sample_dirichlet(concentration, generator=generator)[1].item())
-    centre = _uniform((2,), generator).tolist()
-    slices = []
-    for position, size in zip(centre, (height, width), strict=True):
-        middle, half = int(position * size), int(size * side) // 2
-        slices.append(slice(max(middle - half, 0), min(middle + half, size)))
-    return slices[0], slices[1]
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw float64 numbers from [0, 1) on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 

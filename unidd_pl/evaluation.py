@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
-from unidd_pl.augmentation import cutmix, random_flip, random_resized_crop, shuffle_patches
+from unidd_pl.augmentation import random_flip, random_resized_crop
 from unidd_pl.data.images import LabelledImages
+from unidd_pl.labels import OnlineLabels, SoftLabels, distillation_loss
+from unidd_pl.mixing import cutmix, shuffle_patches
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.seeding import generator_for, seed_for
@@ -24,6 +26,7 @@ from unidd_pl.siamese_augmentation import siamese_augment
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.teachers import Teacher, accuracies_of
 from unidd_pl.training import is_logged_step, train
+from unidd_pl.views import Views
 
 TOP = 5  # classes among which the right one counts, beside the first
 
@@ -36,11 +39,15 @@ class TrainingSet:
         pixels: (n, c, h, w) uint8 in 0-255 or float32 in [0, 1].
         labels: (n,) int64.
         ipc: Images per class.
+        views: How the images are seen where that depends on no batch; None to augment and mix each batch.
+        soft_labels: The labels of those views; None for the teacher's, online.
     """
 
     pixels: Tensor
     labels: Tensor
     ipc: int
+    views: Views | None = None
+    soft_labels: SoftLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ class EvalModule(L.LightningModule):
         protocol: How to train.
         seed: Seed of order and augmentation.
 
+    Raises:
+        ValueError: If the protocol takes stored labels and the set has no views.
+
     References:
         SPEC.md section 4.
     """
@@ -112,6 +122,11 @@ class EvalModule(L.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        if protocol.labels == "stored" and training_set.views is None:
+            raise ValueError(
+                f"protocol {protocol.name}: got labels stored and a set without a label store: write one with `unidd "
+                "relabel`, or set --protocol.labels online"
+            )
         self.student = student
         self.spec = spec
         self.protocol = protocol
@@ -125,6 +140,7 @@ class EvalModule(L.LightningModule):
         self._top = (1, TOP) if spec.num_classes > TOP else (1,)
         self._pixels = training_set.pixels
         self._labels = training_set.labels
+        self.soft_labels = training_set.soft_labels or OnlineLabels(teacher)
 
     def train_dataloader(self) -> BatchSampler:
         """Return batches of indices in an order drawn from the seed."""
@@ -157,27 +173,25 @@ class EvalModule(L.LightningModule):
 
     def training_step(self, batch: list[int], batch_idx: int) -> Tensor:
         """Return the loss of a batch of indices."""
-        images = self.augment(self._pixels[batch], batch_idx)
+        images = self.augment(batch, batch_idx)
         logits = self.student(images).float()
         if self.protocol.labels == "hard":
             loss = F.cross_entropy(logits, self._labels[batch])
         else:
-            loss = self._distillation_loss(images, logits)
+            targets = self.soft_labels.logits(images, batch, self._view_epoch)
+            loss = distillation_loss(logits, targets, self.protocol.temperature)
         if is_logged_step(self.trainer):
             self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _distillation_loss(self, images: Tensor, logits: Tensor) -> Tensor:
-        temperature = self.protocol.temperature
-        with torch.no_grad():
-            targets = (self._teacher[0](images).float() / temperature).softmax(dim=1)
-        return F.kl_div((logits / temperature).log_softmax(dim=1), targets, reduction="batchmean")
-
-    def augment(self, pixels: Tensor, batch_idx: int) -> Tensor:
-        """Return normalised images as the protocol augments and mixes them, for pixels (n, c, h, w)."""
+    def augment(self, batch: list[int], batch_idx: int) -> Tensor:
+        """Return normalised images as the protocol augments and mixes them, for a batch of indices."""
+        if self.training_set.views is not None:
+            images = self.training_set.views.images(self._pixels, batch, self._view_epoch)
+            return images.contiguous(memory_format=torch.channels_last)
         protocol = self.protocol
         generator = generator_for(self.seed, "student", self.current_epoch, batch_idx)
-        images = self.spec.normalise(pixels)
+        images = self.spec.normalise(self._pixels[batch])
         if protocol.patch_shuffle > 1:
             images = shuffle_patches(images, generator, grid=protocol.patch_shuffle)
         if protocol.crop_scale is not None:
@@ -189,6 +203,11 @@ class EvalModule(L.LightningModule):
         if protocol.cutmix_alpha:
             images = cutmix(images, generator, alpha=protocol.cutmix_alpha)
         return images.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def _view_epoch(self) -> int:
+        views = self.training_set.views
+        return self.current_epoch if views is None else views.epoch_at(self.current_epoch, self.seed)
 
     def on_train_epoch_end(self) -> None:
         """Score the student where the protocol says so."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from unidd_pl.siamese_augmentation import Strategy
 
-Labels = Literal["online", "hard"]
+Labels = Literal["online", "stored", "hard"]
 OptimizerName = Literal["adamw", "sgd"]
 RateName = Literal["cosine", "step"]
 
@@ -24,9 +24,9 @@ class Protocol:
         name: Name that is stored with every number.
         epochs: Epochs of training, E.
         batch_size: Images a step, by images per class; the entry of the largest key not above the set's.
-        labels: ``online``, the teacher's softmax on every augmented batch with a KL divergence, or ``hard``, the
-            class with a cross-entropy.
-        temperature: Temperature T of the softmax on both sides; for ``online``.
+        labels: ``online``, the teacher's softmax on every augmented batch with a KL divergence; ``stored``, the same
+            written beforehand by ``unidd relabel``; or ``hard``, the class with a cross-entropy.
+        temperature: Temperature T of the softmax on both sides, for soft labels.
         optimizer: ``adamw`` or ``sgd``.
         lr: Learning rate.
         betas: Decay rates of AdamW.
@@ -78,6 +78,11 @@ class Protocol:
             raise ValueError(
                 f"protocol.labels: got hard with cutmix_alpha {cutmix_alpha}, expected labels online for mixed images: "
                 "set cutmix_alpha: 0"
+            )
+        if labels == "stored" and dsa:
+            raise ValueError(
+                "protocol.labels: got stored with dsa, whose strategy is drawn for a batch, expected what is drawn for "
+                "each image: set dsa: []"
             )
         self.name = name
         self.epochs = epochs
