@@ -96,6 +96,38 @@ class TestBuildNetwork:
         assert isinstance(network.maxpool, nn.Identity)
         assert network(torch.zeros(2, channels, image_size, image_size)).shape == (2, 10)
 
+    @pytest.mark.parametrize(
+        ("name", "first", "last_map"),
+        [
+            ("shufflenet_v2_x0_5", "conv1.0", 4),
+            ("mobilenet_v3_small", "features.0.0", 2),
+            ("densenet121", "features.conv0", 4),
+            ("timm/resnet10t", "conv1.0", 4),
+            ("timm/mobilenetv3_small_050", "conv_stem", 2),
+        ],
+    )
+    def test_stems_of_other_networks_keep_the_resolution(self, name: str, first: str, last_map: int) -> None:
+        network = build_network(name, make_spec(32)).eval()
+        sizes: list[int] = []
+        network.get_submodule(first).register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[-1]))
+        maps: list[int] = []
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda _m, _i, out: maps.append(out.shape[-1]))
+        network(torch.zeros(1, 3, 32, 32))
+        assert sizes == [32]
+        assert min(size for size in maps if size > 1) == last_map
+
+    @pytest.mark.parametrize(("image_size", "tokens"), [(32, 64), (64, 64), (224, 196)])
+    def test_timm_transformers_cut_small_images_into_small_patches(self, image_size: int, tokens: int) -> None:
+        network = build_network("timm/vit_tiny_patch16_224", make_spec(image_size))
+        assert network.patch_embed.num_patches == tokens
+
+    @pytest.mark.parametrize("name", ["vgg11", "convnext_tiny"])
+    def test_stems_that_keep_the_resolution_or_cut_patches_stay(self, name: str) -> None:
+        small, large = (build_network(name, make_spec(size)) for size in (32, 224))
+        assert {n: p.shape for n, p in small.named_parameters()} == {n: p.shape for n, p in large.named_parameters()}
+
     @pytest.mark.parametrize("channels", [1, 3])
     def test_resnet_keeps_its_own_stem_for_large_images(self, channels: int) -> None:
         network = build_network("resnet18", make_spec(224, channels))
@@ -147,7 +179,6 @@ class TestBuildNetwork:
         [
             ("vit_b_16", "indivisible by patch size"),
             ("timm/resnet18.no_such_tag", "Invalid pretrained tag"),
-            ("timm/test_vit", "should be divisible by patch size"),
         ],
     )
     def test_network_that_refuses_the_images(self, name: str, reason: str) -> None:

@@ -20,6 +20,8 @@ TIMM_PREFIX = "timm/"
 CONVNET_NAME = re.compile(r"convnet(?:-w(?P<width>\d+))?(?:-d(?P<depth>\d+))?")
 CONVNET_WIDTH = 128
 """Width of a ConvNet whose name gives none (SPEC.md section 3: ConvNet-W128)."""
+SMALL_IMAGE_PATCHES = 8
+"""Patches along a side of a small image: 4 px at 32 px, as ViTs on CIFAR have it (16 px would leave 4 tokens)."""
 
 
 def build_network(name: str, spec: DatasetSpec) -> nn.Module:
@@ -30,7 +32,8 @@ def build_network(name: str, spec: DatasetSpec) -> nn.Module:
     Args:
         name: `convnet-w128-d3` (any width and depth; without them width 128 and a depth that suits the image
             size), a torchvision classification network such as `resnet18`, or a timm network such as
-            `timm/vit_tiny_patch16_224`. torchvision ResNets get a 3×3 stem without max-pool up to 64 px.
+            `timm/vit_tiny_patch16_224`. Up to 64 px, convolutional networks get a stem that keeps the resolution
+            (`use_small_image_stem`), and timm's ViTs patches of an eighth of the image's width.
         spec: Gives channels, image size in pixels and number of classes.
 
     Returns:
@@ -59,7 +62,7 @@ def _build_torchvision(name: str, spec: DatasetSpec) -> nn.Module:
     settings = _torchvision_settings(name, spec)
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.num_classes, **settings)
     use_input_channels(network, spec.channels)
-    if isinstance(network, torchvision.models.ResNet) and spec.image_size <= SMALL_IMAGE:
+    if spec.image_size <= SMALL_IMAGE:
         use_small_image_stem(network)
     return network
 
@@ -94,6 +97,11 @@ def _build_timm(timm_name: str, spec: DatasetSpec) -> nn.Module:
     if getattr(timm.get_pretrained_cfg(timm_name), "fixed_input_size", False):
         settings["img_size"] = spec.image_size
     network: nn.Module = timm.create_model(timm_name, pretrained=False, **settings)
+    if spec.image_size <= SMALL_IMAGE:
+        use_small_image_stem(network)
+        if isinstance(network, timm.models.VisionTransformer):
+            settings["patch_size"] = max(spec.image_size // SMALL_IMAGE_PATCHES, 1)
+            network = timm.create_model(timm_name, pretrained=False, **settings)
     return network
 
 

@@ -1,25 +1,36 @@
-"""What the first layers of a torchvision network need to see small or grayscale images."""
+"""What the first layers of a network made for ImageNet need to see small or grayscale images."""
 
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import ResNet
 
 SMALL_IMAGE = 64
-"""Largest height and width in pixels for which ResNets get a 3×3 stem (SPEC.md section 3, row "teacher")."""
+"""Largest height and width in pixels for which stems keep the resolution (SPEC.md section 3, row "teacher")."""
+
+STEM_POOLS = ("maxpool", "features.pool0")
+"""Names of the max-pool of a stem: ResNets and ShuffleNets of torchvision and timm; DenseNets."""
 
 
-def use_small_image_stem(network: ResNet) -> None:
-    """Replace the 7×7 stride-2 convolution and the max-pool of a ResNet by a 3×3 stride-1 convolution.
+def use_small_image_stem(network: nn.Module) -> None:
+    """Replace the striding first convolution by a 3×3 convolution of stride 1, and the max-pool of the stem by nothing.
 
-    The ImageNet stem divides height and width by 4, which leaves a 1×1 map of a 32 px image at the end.
+    An ImageNet stem divides height and width by 2 or 4, which leaves a 1×1 map of a 32 px image at the end.
+    A first convolution that cuts patches (stride equal to kernel: transformers, ConvNeXt) stays as it is, and so does
+    one of stride 1 (VGG).
 
     Args:
         network: Changed in place.
     """
-    inputs, outputs = network.conv1.in_channels, network.conv1.out_channels
-    network.conv1 = _initialised(nn.Conv2d(inputs, outputs, kernel_size=3, stride=1, padding=1, bias=False))
-    network.maxpool = nn.Identity()
+    name, first = _first_convolution(network)
+    if first.stride in ((1, 1), first.kernel_size):
+        return
+    bias = first.bias is not None
+    stem = nn.Conv2d(first.in_channels, first.out_channels, kernel_size=3, stride=1, padding=1, bias=bias)
+    network.set_submodule(name, _initialised(stem))
+    modules = dict(network.named_modules())
+    for pool in STEM_POOLS:
+        if pool in modules:
+            network.set_submodule(pool, nn.Identity())
 
 
 def use_input_channels(network: nn.Module, channels: int) -> None:
@@ -29,7 +40,7 @@ def use_input_channels(network: nn.Module, channels: int) -> None:
         network: Changed in place.
         channels: Channels of the images.
     """
-    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = _first_convolution(network)
     if first.in_channels == channels:
         return
     network.set_submodule(
@@ -45,6 +56,10 @@ def use_input_channels(network: nn.Module, channels: int) -> None:
             )
         ),
     )
+
+
+def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    return next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def _initialised(conv: nn.Conv2d) -> nn.Conv2d:
