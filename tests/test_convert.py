@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -125,11 +126,27 @@ def test_sigterm_leaves_nothing_half_written(root: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_the_imagenet_configs_agree() -> None:
-    fit, evaluate = (yaml.safe_load((CONFIGS / f"{kind}_imagenet.yaml").read_text()) for kind in ("cfm", "eval"))
-    assert fit["data"] == evaluate["data"]
-    assert fit["teacher"] == evaluate["teacher"]
+def settings_of(config: str) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    return settings
+
+
+@pytest.mark.parametrize("other", ["eval", "lfm", "hfm", "dm"])
+def test_the_imagenet_configs_agree(other: str) -> None:
+    fit, others = settings_of("cfm_imagenet"), settings_of(f"{other}_imagenet")
+    assert fit["data"] == others["data"]
+    assert fit["teacher"] == others["teacher"]
     assert fit["data"]["init_args"]["loader"] == "auto"
+
+
+@pytest.mark.parametrize("data", ["tiny_imagenet", "tiny_imagenet_convnet"])
+def test_the_tiny_imagenet_configs_agree(data: str) -> None:
+    """Else an evaluation or a distillation would not find the teacher that `unidd pretrain` has trained."""
+    fit = settings_of(f"cfm_{data}")
+    for kind in ("teacher", "eval"):
+        others = settings_of(f"{kind}_{data}")
+        assert fit["data"] == others["data"]
+        assert fit["teacher"] == others["teacher"]
 
 
 @pytest.mark.ffcv

@@ -303,12 +303,12 @@ class TestLoading:
             load_teacher(trained.path, "convnet-w4-d2", folder_data)
 
     def test_other_class_count(self, trained: Teacher, copied_data: Callable[..., ImageFolderData]) -> None:
-        def without_red(root: Path) -> None:
-            shutil.rmtree(root / "train" / "red")
-            shutil.rmtree(root / "test" / "red")
+        def another_class(root: Path) -> None:
+            for split in ("train", "test"):
+                shutil.copytree(root / split / "red", root / split / "violet")
 
-        with pytest.raises(ValueError, match=r"another data set; number of classes: got 3, expected 2"):
-            load_teacher(trained.path, NETWORK, copied_data(without_red))
+        with pytest.raises(ValueError, match=r"another data set; number of classes: got 3, expected 4"):
+            load_teacher(trained.path, NETWORK, copied_data(another_class))
 
     def test_classes_in_another_order(self, resaved: Callable[..., Path], folder_data: ImageFolderData) -> None:
         path = resaved(classes=("red", "green", "blue"))

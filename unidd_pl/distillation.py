@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.real_side import RealSide
-from unidd_pl.run_settings import SETTINGS, Running, Start, check_same_run, check_settings, digest_of
+from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, digest_of
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import MatchingLoss, Method, Moments, RunningMode, RunningMoments, Signal
-from unidd_pl.synthetic import ChunkStore, Position, Schedule, check_enough_images, clip, noise_start, real_start
+from unidd_pl.starts import Start, StartName, chosen_start
+from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip
 from unidd_pl.training import Iterations, is_logged_step
 
 
@@ -50,7 +51,8 @@ class DistillationModule(L.LightningModule):
         signal: Signal of the FLC.
         running: Running synthetic moments over chunks: ``mean``, ``merge`` (exact), ``off``, or ``auto``
             for ``mean`` where a chunk holds all classes and ``merge`` where it does not.
-        start: ``real``, the i-th training image of each class in round i, or ``noise``.
+        start: ``real``, the i-th training image of each class in round i; ``collage``, of crops that the teacher is
+            sure of; ``noise``; ``auto``, a collage for an ipc of 1 and real for more; or a class of `unidd_pl.starts`.
         crop_scale: Area of the random resized crop, as shares of the image.
         flip: Random horizontal flips.
         max_roll: Largest random roll, pixels.
@@ -80,7 +82,7 @@ class DistillationModule(L.LightningModule):
         betas: tuple[float, float] = (0.5, 0.9),
         signal: Signal = "mean",
         running: Running = "auto",
-        start: Start = "real",
+        start: StartName | Start = "real",
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
         max_roll: int = 4,
@@ -101,7 +103,7 @@ class DistillationModule(L.LightningModule):
         self.betas = betas
         self.signal = signal
         self.running = running
-        self.start = start
+        self.start = chosen_start(start, ipc)
         self.crop_scale = crop_scale
         self.flip = flip
         self.max_roll = max_roll
@@ -131,8 +133,7 @@ class DistillationModule(L.LightningModule):
         """
         real.check(self.method, self.signal)
         self.spec = real.teacher.spec
-        if self.start == "real":
-            check_enough_images(real.images, self.spec, self.ipc)
+        self.start.check(real.images, self.spec, self.ipc)
         self.schedule = Schedule(self.spec.num_classes, self.chunk_size, self.ipc, self.iterations)
         # Inside RealSide the teacher is no submodule: it stays out of the checkpoint and out of .train().
         self.real = real
@@ -278,6 +279,7 @@ class DistillationModule(L.LightningModule):
             "curriculum": self.curriculum,
             "method": [self.method.name, *(term.description for term in self.method.terms)],
             **{name: getattr(self, name) for name in SETTINGS},
+            "start": str(self.start),
             "betas": list(self.betas),
             "crop_scale": list(self.crop_scale),
         }
@@ -286,8 +288,7 @@ class DistillationModule(L.LightningModule):
 
     def _begin_chunk(self, position: Position) -> None:
         classes = self.schedule.classes(position.chunk_index)
-        place = (self.spec, position.round_index, classes)
-        start = real_start(self.real.images, *place) if self.start == "real" else noise_start(*place, self.seed)
+        start = self.start.draw(self.real.teacher, self.real.images, position.round_index, classes, self.seed)
         self.images.data = start.to(self.images)
 
     def _use_chunk_shape(self) -> None:

@@ -28,7 +28,7 @@ from unidd_pl.resume import ResumePoint, check_checkpoint
 from unidd_pl.spectral import ConstantCurriculum
 from unidd_pl.stages import statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
-from unidd_pl.synthetic import ChunkStore, check_enough_images
+from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
 from unidd_pl.training import quiet_lightning
@@ -215,8 +215,7 @@ class DistillationRun:
                 "--overwrite true, or choose another --output_dir"
             )
         check_writable(self.output)
-        if self.module.start == "real":
-            check_enough_images(self.data.train, self.data.spec, self.module.ipc)
+        self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
 
     def _checkpoint(self) -> Path | None:
         if self.checkpoint is None:

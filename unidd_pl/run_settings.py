@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from unidd_pl.spectral import RunningMode
 
-Start = Literal["real", "noise"]
 Running = Literal["auto", "off"] | RunningMode
 
 SETTINGS = (
-    "ipc", "beta", "eta", "iterations", "chunk_size", "lr", "signal", "running", "start", "flip", "max_roll",
+    "ipc", "beta", "eta", "iterations", "chunk_size", "lr", "signal", "running", "flip", "max_roll",
     "relative", "seed",
 )  # fmt: skip
 """Settings of plain types that the images depend on; `micro_batch` changes no more than their rounding."""

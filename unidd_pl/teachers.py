@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from unidd_pl.console import say
+from unidd_pl.data.class_lists import imagenet_names, imagenet_outputs
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.files import atomic_write
 from unidd_pl.networks import build_network, load_weights
+from unidd_pl.networks.checkpoints import count_outputs, take_outputs
 from unidd_pl.specs import DatasetSpec
 
 TEACHER_FORMAT = "unidd-teacher-1"
@@ -79,6 +82,9 @@ def load_teacher(
     state_dict names nothing, so it is tried on training images: a class whose images are mostly taken
     for one other class means that the order differs.
 
+    A teacher of more classes gives a teacher of the data's: their outputs, and no others, found by name in what its
+    file says, or by WNID where a plain state_dict of 1,000 classes meets data of ImageNet's.
+
     Args:
         path: The checkpoint.
         name: Name of the architecture; None takes the one that the file names.
@@ -99,15 +105,19 @@ def load_teacher(
             raise ValueError(f"teacher {path}: got no such file, expected a checkpoint")
         raise ValueError(f"teacher {path} does not name its architecture: give it with --teacher.network")
     network = build_network(name, spec)
-    load_weights(network, path, expected_classes=spec.num_classes)
+    more = _more_classes(path, network, about, spec)
+    if more is None:
+        load_weights(network, path, expected_classes=spec.num_classes)
+    else:
+        _load_outputs(network, name, path, spec, more)
     freeze(network)
-    if about is not None:
+    if about is not None and more is None:
         return Teacher(network, name, spec, about["accuracy"], path)
     known = find_teacher(fingerprint_of(name, network), cache) if cache else None
     known_about = read_about(known) if known else None
     if known_about is not None and known_about["spec"] == data.spec.to_dict():
         return Teacher(network, name, spec, known_about["accuracy"], path)
-    if check:
+    if check and about is None:
         _check_class_order(path, network, spec, data.train)
     accuracy = accuracy_of(network, spec, data.test) if data.has_test else None
     return Teacher(network, name, spec, accuracy, path)
@@ -174,15 +184,37 @@ def file_name(origin: str, fingerprint: str) -> str:
     return f"{origin}-{fingerprint[:16]}.safetensors"
 
 
+def _more_classes(
+    path: Path, network: nn.Module, about: dict[str, Any] | None, spec: DatasetSpec
+) -> tuple[str, ...] | None:
+    """Return the classes of a checkpoint, in the order of its outputs, where the data's are some of them; else None."""
+    if about is not None:
+        trained = tuple(about["spec"]["classes"])
+        return trained if len(trained) > spec.num_classes else None
+    if imagenet_outputs(spec.classes) is None or spec.num_classes == len(imagenet_names()):
+        return None
+    return tuple(imagenet_names()) if count_outputs(network, path) == len(imagenet_names()) else None
+
+
+def _load_outputs(network: nn.Module, name: str, path: Path, spec: DatasetSpec, trained: tuple[str, ...]) -> None:
+    """Load what a checkpoint of more classes has for the data's: it is chosen by name."""
+    with torch.random.fork_rng(devices=[]):
+        whole = build_network(name, replace(spec, classes=trained))
+    load_weights(whole, path, expected_classes=len(trained))
+    take_outputs(network, whole, [trained.index(one) for one in spec.classes])
+    say(f"Teacher: of the {len(trained)} outputs of {path}, those of the data's {spec.num_classes} classes are used")
+
+
 def _check_same_data(path: Path, about: dict[str, Any], network: str, spec: DatasetSpec) -> None:
     trained = DatasetSpec.from_dict(about["spec"])
     if about["network"] != network:
         raise ValueError(
             f"teacher {path} is a {about['network']}, expected {network}: set --teacher.network {about['network']}"
         )
+    part = set(spec.classes) < set(trained.classes)  # the others' outputs are left out
     for what, got, expected in (
-        ("number of classes", trained.num_classes, spec.num_classes),
-        ("classes, in order", trained.classes, spec.classes),
+        ("number of classes", spec.num_classes if part else trained.num_classes, spec.num_classes),
+        ("classes, in order", spec.classes if part else trained.classes, spec.classes),
         ("image shape", trained.image_shape, spec.image_shape),
     ):
         if got != expected:

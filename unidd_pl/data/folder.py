@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from unidd_pl.data.annotated import annotated_folder, annotated_images, check_all_classes
 from unidd_pl.data.beton_images import BetonImages
+from unidd_pl.data.class_lists import check_class_list, choose_classes, list_name
 from unidd_pl.data.conversion import load_beton
-from unidd_pl.data.images import ImageFiles, LabelledImages, open_picture
+from unidd_pl.data.images import ImageFiles, LabelledImages
+from unidd_pl.data.listing import class_folders, image_files, image_form
 from unidd_pl.data.module import ImageData, Split
 
 LoaderName = Literal["auto", "ffcv", "torchvision"]
@@ -22,15 +24,13 @@ LoaderName = Literal["auto", "ffcv", "torchvision"]
 DEFAULT_BETONS = "runs/cache/betons"
 _BETON_NAMES: dict[Split, str] = {"train": "train.beton", "test": "val.beton"}
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_PROBED_IMAGES = 200  # headers read to learn size and colour; all of them would take minutes on a large set
 
 
 class ImageFolderData(ImageData):
     """Images in ``root/train/<class>/`` and ``root/test/<class>/`` (or ``root/val/<class>/``).
 
     The classes are the folder names in alphabetical order. Channels are those of the files; size too
-    where all files are square and alike.
+    where all files are square and alike. Tiny-ImageNet is read as it is unpacked, see `unidd_pl.data.annotated`.
 
     Args:
         root: Folder that holds the splits.
@@ -44,10 +44,14 @@ class ImageFolderData(ImageData):
         loader: ``torchvision`` reads the files. ``ffcv`` streams the .beton files that ``unidd convert`` makes of
             them. ``auto`` does so where FFCV is installed and they are there, and else warns and reads the files.
         betons: Folder of the .beton files; None for ``runs/cache/betons/<name>``.
+        classes: Only these classes: ``imagenette``, ``imagewoof``, ``imagenet100``, or a text file of WNIDs or other
+            folder names, a line each. They are put in alphabetical order, whatever the list's, and their name is
+            added to the data's.
 
     Raises:
-        ValueError: If the folder is missing, has no class folders or images, or the sizes of the
-            images differ and no ``image_size`` is given; if ``loader`` is ``ffcv`` and FFCV is not installed.
+        ValueError: If there is no such list of classes; if the folder is missing, has no class folders or images, or
+            the sizes of the images differ and no ``image_size`` is given; if ``loader`` is ``ffcv`` and FFCV is not
+            installed.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class ImageFolderData(ImageData):
         workers: int = 2,
         loader: LoaderName = "torchvision",
         betons: str | None = None,
+        classes: str | None = None,
     ) -> None:
-        super().__init__(name or Path(root).resolve().name, mean, std, in_memory_gib, workers)
+        whole = name or Path(root).resolve().name
+        super().__init__(f"{whole}-{list_name(classes)}" if classes else whole, mean, std, in_memory_gib, workers)
         for what, value in (("image_size", image_size), ("resize", resize)):
             if value is not None and value < 1:
                 raise ValueError(f"data.init_args.{what}: got {value}, expected at least 1 pixel")
@@ -73,9 +79,12 @@ class ImageFolderData(ImageData):
         self.image_size = image_size
         self.resize = resize
         self.loader = loader
+        self.classes = classes
         self.betons = Path(betons or f"{DEFAULT_BETONS}/{self.dataset_name}")
         if loader not in get_args(LoaderName):
             raise ValueError(f"data.init_args.loader: got {loader!r}, expected one of {get_args(LoaderName)}")
+        if classes is not None:
+            check_class_list(classes)
         if not self.root.is_dir():
             raise ValueError(
                 f"no data folder at {root}: expected a folder with train/<class>/ and test/<class>/; "
@@ -90,8 +99,9 @@ class ImageFolderData(ImageData):
         return any((self.root / name).is_dir() for name in _SPLIT_FOLDERS["test"])
 
     def read_classes(self) -> tuple[str, ...]:
-        """Return the names of the class folders of the training split, alphabetically."""
-        return _class_folders(self._split_folder("train"))
+        """Return the names of the class folders of the training split, alphabetically: all, or those of the list."""
+        names = self._all_classes
+        return names if self.classes is None else choose_classes(self.classes, names, self._split_folder("train"))
 
     def read_split(self, split: Split) -> LabelledImages:
         """List one split; nothing is decoded yet.
@@ -123,44 +133,44 @@ class ImageFolderData(ImageData):
             ValueError: If the classes differ from the training split's.
         """
         folder = self._split_folder(split)
-        classes = _class_folders(folder)
-        expected = self.read_classes()
-        if classes != expected:
-            raise ValueError(
-                f"{folder} has other classes than the training split: only there "
-                f"{sorted(set(classes) - set(expected))[:5]}, missing {sorted(set(expected) - set(classes))[:5]}; "
-                "expected the same class folders in both"
-            )
-        paths: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            files = _image_files(folder / name)
-            paths += files
-            labels += [label] * len(files)
+        if split == "test" and folder == annotated_folder(self.root):
+            paths, labels = annotated_images(folder, self.read_classes(), self._all_classes)
+        else:
+            paths, labels = self._in_class_folders(folder)
         channels, size = self._image_form
         return ImageFiles(paths, torch.tensor(labels), folder, channels, size, self.resize or size)
 
     @property
+    def _all_classes(self) -> tuple[str, ...]:
+        names = class_folders(self._split_folder("train"))
+        if annotated_folder(self.root):
+            check_all_classes(self.root, names)
+        return names
+
+    @cached_property
     def _image_form(self) -> tuple[int, int]:
         """Channels and size in pixels of the decoded images."""
         folder = self._split_folder("train")
-        paths = [path for name in _class_folders(folder) for path in _image_files(folder / name)]
-        probed = [form for path in paths[:: max(1, len(paths) // _PROBED_IMAGES)] if (form := _probe(path))]
-        if not probed:
-            open_picture(paths[0])  # says why it cannot be read
-        channels = 1 if all(mode in ("L", "1") for mode, _ in probed) else 3
-        sizes = Counter(size for _, size in probed)
-        (width, height), _ = sizes.most_common(1)[0]
-        if self.image_size is not None:
-            return channels, self.image_size
-        if len(sizes) > 1 or width != height:
+        return image_form(self._in_class_folders(folder)[0], folder, self.image_size)
+
+    def _in_class_folders(self, folder: Path) -> tuple[list[Path], list[int]]:
+        classes = self.read_classes()
+        self._check_same_classes(folder, class_folders(folder), classes)
+        files = [image_files(folder / name) for name in classes]
+        return [path for one in files for path in one], [label for label, one in enumerate(files) for _ in one]
+
+    def _check_same_classes(self, folder: Path, got: tuple[str, ...], expected: tuple[str, ...]) -> None:
+        others = set(got) - set(expected) if self.classes is None else set()
+        missing = set(expected) - set(got)
+        if others or missing:
             raise ValueError(
-                f"the images in {folder} are not all square and of one size (for example {width}×{height}): "
-                "say the size to bring them to, for example --data.init_args.image_size 64"
+                f"{folder} has other classes than the training split: only there {sorted(others)[:5]}, "
+                f"missing {sorted(missing)[:5]}; expected the same class folders in both"
             )
-        return channels, width
 
     def _split_folder(self, split: Split) -> Path:
+        if split == "test" and (annotated := annotated_folder(self.root)):
+            return annotated  # Tiny-ImageNet's test folder has no labels
         for name in _SPLIT_FOLDERS[split]:
             if (self.root / name).is_dir():
                 return self.root / name
@@ -183,34 +193,3 @@ def _missing_beton(path: Path) -> str | None:
     if path.is_file():
         return None
     return f"there is no {path}: write it with `unidd convert --config …` and the data options given here"
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(Path(entry.name))))
-    if not names:
-        raise ValueError(f"{folder} is empty: expected one folder of images for each class")
-    return names
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not _hidden(path.relative_to(folder))
-    )
-    if not files:
-        raise ValueError(f"{folder} holds no images: expected files such as .png or .jpg; fill the folder or remove it")
-    return files
-
-
-def _hidden(path: Path) -> bool:
-    return any(
-        part.startswith(".") for part in path.parts
-    )  # such as .ipynb_checkpoints and the ._ files that macOS leaves
-
-
-def _probe(path: Path) -> tuple[str, tuple[int, int]] | None:
-    """Return mode and size, or None where the file cannot be read: who decodes it says so, or leaves it out."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, image.size
-    except (OSError, UnidentifiedImageError):
-        return None

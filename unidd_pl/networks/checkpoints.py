@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,36 @@ def load_weights(network: nn.Module, path: str | Path, *, expected_classes: int)
             f"{path}: got weights that cannot be copied into the network ({reason}), expected dense tensors; "
             "save network.state_dict() of the unquantised network"
         ) from err
+
+
+def count_outputs(network: nn.Module, path: str | Path) -> int:
+    """Return how many classes the checkpoint of an architecture predicts, which may be other ones than the network's.
+
+    Raises:
+        ValueError: If the file is missing or no checkpoint, or of another architecture.
+    """
+    path, own = Path(path), network.state_dict()
+    loaded = _without_prefixes(_state_dict(_read(path), path), own, path)
+    _check_names(loaded, own, path)
+    return loaded[_classifier(own)].shape[0]
+
+
+def take_outputs(network: nn.Module, whole: nn.Module, outputs: Sequence[int]) -> None:
+    """Copy the weights of a network of more classes, with only some of its outputs.
+
+    The logits are those of the whole network at these outputs, in this order.
+
+    Args:
+        network: Receives the weights, in place; of the architecture of the whole one, with as many classes as outputs.
+        whole: Network of more classes.
+        outputs: Which of them, in the order wanted.
+    """
+    own, rows = network.state_dict(), torch.tensor(outputs)
+    chosen = {
+        name: weights if weights.shape == own[name].shape else weights.index_select(0, rows)
+        for name, weights in whole.state_dict().items()
+    }
+    network.load_state_dict(chosen)
 
 
 def _read(path: Path) -> object:
@@ -119,8 +149,7 @@ def _check_names(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
 
 
 def _check_classes(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, expected_classes: int) -> None:
-    # ConvNet, torchvision and timm networks all register their classifier last.
-    classifier = [name for name, tensor in own.items() if tensor.ndim >= 2][-1]
+    classifier = _classifier(own)
     for holder, state in ((str(path), loaded), ("network", own)):
         rows = state[classifier].shape[0] if state[classifier].ndim else 0
         if rows != expected_classes:
@@ -128,6 +157,11 @@ def _check_classes(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], path
                 f"{holder}: got {rows} classes (rows of {classifier}), expected {expected_classes}; "
                 "checkpoint, network and data set must have the same classes in the same order"
             )
+
+
+def _classifier(own: Mapping[str, Tensor]) -> str:
+    # ConvNet, torchvision and timm networks all register their classifier last.
+    return [name for name, tensor in own.items() if tensor.ndim >= 2][-1]
 
 
 def _check_shapes(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
