@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidd_pl.comparison import Comparison, Row, environment, mean_and_std, paired_difference, seeds_then_rows
-from unidd_pl.evaluation import StudentScore
+from unidd_pl.comparison import Comparison, environment
 from unidd_pl.protocols import Protocol
+from unidd_pl.rows import Row, seeds_then_rows
+from unidd_pl.scores import StudentScore, mean_and_std, paired_difference
 from unidd_pl.tables import latex_table
 
 
@@ -24,7 +25,7 @@ def score(seed: int, *accuracies: float) -> StudentScore:
 @pytest.fixture
 def comparison() -> Comparison:
     rows = [
-        Row("distilled", "convnet-w8-d2", [score(0, 0.9, 0.60, 0.64), score(1, 0.1, 0.68, 0.70)], "abc123"),
+        Row("distilled", "convnet-w8-d2", [score(0, 0.9, 0.60, 0.64), score(1, 0.1, 0.68, 0.70)], ("abc123",)),
         Row("real", "convnet-w8-d2", [score(0, 0.2, 0.50, 0.60)]),
         Row("not begun", "resnet18"),
     ]
@@ -122,7 +123,7 @@ def test_metrics_leave_out_a_row_without_students(comparison: Comparison) -> Non
 
 def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:
     rows = [Row("a", "x"), Row("b", "x")]
-    assert [(row.name, seed) for row, seed in seeds_then_rows(rows, 3)] == [
+    assert [(row.name, seed) for row, _, seed in seeds_then_rows(rows, 3)] == [
         ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)
     ]  # fmt: skip
 

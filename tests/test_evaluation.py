@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unidd_pl.baselines import real_images
 from unidd_pl.data.folder import ImageFolderData
-from unidd_pl.evaluation import EvalModule, StudentScore, TrainingSet, real_images, train_student
+from unidd_pl.evaluation import EvalModule, TrainingSet, train_student
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.scores import StudentScore
 from unidd_pl.teachers import Teacher, accuracy_of, freeze
 from unidd_pl.training import quiet_lightning
 from unidd_pl.views import ViewRecipe, Views

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from unidd_pl.baselines import real_images
 from unidd_pl.data.folder import ImageFolderData
-from unidd_pl.evaluation import real_images
 from unidd_pl.protocols import Protocol
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.teachers import Teacher
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_explained(settings: StudentSettings, folder_data: Im
 SCRIPT = """
 import multiprocessing, sys
 from unidd_pl.data import ImageFolderData
-from unidd_pl.evaluation import real_images
+from unidd_pl.baselines import real_images
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from unidd_pl.cli import main
-from unidd_pl.comparison import Row, mean_and_std
 from unidd_pl.data import DigitsData
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import StudentScore
 from unidd_pl.protocols import Protocol
+from unidd_pl.rows import Row
+from unidd_pl.scores import StudentScore, mean_and_std
 from unidd_pl.statistics import load_statistics
 from unidd_pl.tracking import Tracking
 from unidd_pl.tune import Trial, Tuning

@@ -312,6 +312,7 @@ def _pretrain(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     from unidd_pl.evaluate import Evaluation
+    from unidd_pl.evaluate_options import add_row_options, row_options
     from unidd_pl.pretraining import TeacherRecipe
 
     parser = stage_parser("evaluate")
@@ -322,6 +323,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
+    add_row_options(parser)
     config, objects = _parsed(parser, arguments)
     Evaluation(
         distilled=[Path(name) for name in config.distilled],
@@ -336,6 +338,7 @@ def _evaluate(arguments: list[str]) -> None:
         output=Path(config.output) if config.output else None,
         precision=config.precision,
         workers=config.workers,
+        **row_options(config),
         overwrite=config.overwrite,
         config=_record(parser, config),
     ).run()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import platform
-import statistics as plain_statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,90 +16,20 @@ import lightning
 import torch
 
 from unidd_pl import __version__
-from unidd_pl.evaluation import StudentScore
 from unidd_pl.files import atomic_write
 from unidd_pl.protocols import Protocol
+from unidd_pl.rows import (
+    REAL_ROW,
+    Cells,
+    Row,
+    architecture_cells,
+    architectures_of,
+    difference_cells,
+    differences_to,
+    figure_cells,
+)
+from unidd_pl.scores import Difference, Figure, StudentScore, deviation_between_sets, deviation_within_sets
 from unidd_pl.tables import latex_table, markdown_table, text_table
-
-PERCENT = 100
-
-
-Figure = tuple[float, float | None]
-"""Mean and sample standard deviation (n − 1) over students; no deviation for one student."""
-
-
-def mean_and_std(values: Sequence[float]) -> Figure:
-    """Return mean and sample standard deviation (n − 1); None for the latter where there is one value."""
-    return plain_statistics.fmean(values), plain_statistics.stdev(values) if len(values) > 1 else None
-
-
-@dataclass
-class Row:
-    """The scores of one training set with one network, one a seed.
-
-    Args:
-        name: Name of the training set.
-        network: Name of the students' architecture.
-        scores: Their scores.
-        distilled: Fingerprint of the distilled set; None for real images.
-    """
-
-    name: str
-    network: str
-    scores: list[StudentScore] = field(default_factory=list)
-    distilled: str | None = None
-
-    @property
-    def tail_mean(self) -> Figure:
-        """Mean and standard deviation over seeds of the tail mean."""
-        return mean_and_std([score.tail_mean for score in self.scores])
-
-    @property
-    def last_epoch(self) -> Figure:
-        """Mean and standard deviation over seeds of the last epoch."""
-        return mean_and_std([score.last_epoch for score in self.scores])
-
-    @property
-    def top5_tail_mean(self) -> Figure | None:
-        """Mean and standard deviation of the top-5 tail mean; None where there are no more than five classes."""
-        values = [score.top5_tail_mean for score in self.scores if score.top5_tail_mean is not None]
-        return mean_and_std(values) if values else None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean difference of paired students, with a t interval and the p-value of a paired t-test.
-
-    Args:
-        n: Number of pairs.
-        mean: Mean difference, in [−1, 1].
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        p_value: Two-sided; not a number for one pair.
-    """
-
-    n: int
-    mean: float
-    low: float
-    high: float
-    p_value: float
-
-
-def paired_difference(scores: Sequence[StudentScore], others: Sequence[StudentScore]) -> Difference:
-    """Compare the tail means of students that share a seed; for one pair the interval is not a number."""
-    by_seed = {score.seed: score.tail_mean for score in others}
-    pairs = [(score.tail_mean, by_seed[score.seed]) for score in scores if score.seed in by_seed]
-    mean = plain_statistics.fmean(one - other for one, other in pairs) if pairs else math.nan
-    if len(pairs) < 2:
-        return Difference(len(pairs), mean, math.nan, math.nan, math.nan)
-    differences = [one - other for one, other in pairs]
-    if len(set(differences)) == 1:  # no spread to test against
-        return Difference(len(pairs), mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    from scipy import stats  # noqa: PLC0415  half a second that only the end of an evaluation needs
-
-    result = stats.ttest_1samp(differences, 0.0)
-    interval = result.confidence_interval(0.95)
-    return Difference(len(pairs), mean, float(interval.low), float(interval.high), float(result.pvalue))
 
 
 @dataclass
@@ -115,6 +43,9 @@ class Comparison:
         teacher: Name, fingerprint and accuracy of the teacher that labelled.
         rows: The rows.
         precision: Lightning's precision of the students.
+        val_split: Share of the training images that was held out, to choose an epoch on; 0 for none.
+        best_epoch: Show the best epoch on the test images as a labelled extra column.
+        settings: What else the figures depend on, for the record.
     """
 
     protocol: Protocol
@@ -123,83 +54,63 @@ class Comparison:
     teacher: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     precision: str = "32-true"
+    val_split: float = 0.0
+    best_epoch: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> str:
-        """Return the rows as text: top-1 in %, mean ± standard deviation over n students."""
-        parts = [self.title, text_table(*self._cells())]
-        if differences := self._difference_cells():
-            parts += ["Difference of paired students (same seed) to real images, points of the tail mean", differences]
-        return "\n\n".join(parts)
+        """Return the rows as text: top-1 in %, mean ± standard deviation over n students; then differences."""
+        figures = text_table(*figure_cells(self.rows, best_epoch=self.best_epoch))
+        further = [part for about, cells in self._further() for part in (about, text_table(*cells))]
+        return "\n\n".join([self.title, figures, *further])
 
     @property
     def title(self) -> str:
         """What all rows share."""
         precision = "" if self.precision == "32-true" else f" in {self.precision}"
+        held = f"; {self.val_split:g} of the training images held out" if self.val_split else ""
         return (
             f"{self.dataset}, {self.ipc} images per class, protocol {self.protocol.label}{precision}: "
-            "top-1 on the test images, %"
+            f"top-1 on the test images, %{held}"
         )
 
     def markdown(self) -> str:
-        """Return the rows as a Markdown table under their title."""
-        return f"{self.title}\n\n{markdown_table(*self._cells())}\n"
+        """Return the tables in Markdown, each under its title."""
+        figures = markdown_table(*figure_cells(self.rows, best_epoch=self.best_epoch))
+        further = [part for about, cells in self._further() for part in (about, markdown_table(*cells))]
+        return "\n\n".join([self.title, figures, *further]) + "\n"
 
     def latex(self) -> str:
         """Return the rows as a LaTeX tabular, its title as a comment."""
-        return f"% {self.title}\n{latex_table(*self._cells())}\n"
+        return f"% {self.title}\n{latex_table(*figure_cells(self.rows, best_epoch=self.best_epoch))}\n"
+
+    @property
+    def references(self) -> list[str]:
+        """Names of what the rows are held against: real images, and the first of several distilled sets."""
+        distilled = list(dict.fromkeys(row.name for row in self.rows if row.distilled))
+        return [REAL_ROW, *(distilled[:1] if len(distilled) > 1 else [])]
+
+    def _further(self) -> list[tuple[str, Cells]]:
+        """Return the tables after the figures, with what each is about; only those that have rows."""
+        about = "Difference of paired students (same seed) to {}, points of the tail mean"
+        tables = [(about.format(name), difference_cells(self.rows, name)) for name in self.references]
+        tables.append(("Across architectures, tail mean", architecture_cells(self.rows)))
+        return [(title, cells) for title, cells in tables if cells[1]]
 
     def csv(self) -> str:
         """Return a line for each student: accuracies in [0, 1] and all that they depend on."""
         lines = io.StringIO()
-        head = ("training_set", "network", "seed", "tail_mean", "last_epoch", "top5_tail_mean")
+        head = ("training_set", "distilled_set", "network", "seed", "tail_mean", "last_epoch", "top5_tail_mean")
+        extra = ("epoch_chosen_on_holdout", "at_that_epoch", "best_epoch_chosen_on_test")
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow([*head, "dataset", "ipc", "protocol", "epochs", "precision"])
-        shared = [self.dataset, self.ipc, self.protocol.name, self.protocol.epochs, self.precision]
+        writer.writerow([*head, *extra, "dataset", "ipc", "protocol", "epochs", "precision"])
         for row in self.rows:
-            for score in row.scores:
-                figures = [score.tail_mean, score.last_epoch, score.top5_tail_mean]
-                writer.writerow([row.name, row.network, score.seed, *figures, *shared])
+            shared = [self.dataset, self.ipc, self.protocol.name, row.epochs or self.protocol.epochs, self.precision]
+            for one in row.scores:
+                figures = [one.tail_mean, one.last_epoch, one.top5_tail_mean]
+                extras = [one.selected_epoch, one.selected, one.best_epoch]
+                writer.writerow([row.name, one.distilled, row.network, one.seed, *figures, *extras, *shared])
         return lines.getvalue()
-
-    def differences(self) -> dict[tuple[str, str], Difference]:
-        """Return by (training set, network) the difference of the tail mean to real images, over paired seeds."""
-        real = {row.network: row for row in self.rows if row.distilled is None}
-        return {
-            (row.name, row.network): paired_difference(row.scores, real[row.network].scores)
-            for row in self.rows
-            if row.distilled is not None and row.network in real and min(len(row.scores), len(real[row.network].scores))
-        }
-
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        has_top5 = any(row.top5_tail_mean for row in self.rows)
-        head = ["training set", "student", "n", "tail mean", "last epoch", *(["top-5 tail mean"] if has_top5 else [])]
-        body = [
-            [
-                row.name,
-                row.network,
-                str(len(row.scores)),
-                *map(plus_minus, (row.tail_mean, row.last_epoch)),
-                *([plus_minus(row.top5_tail_mean)] if row.top5_tail_mean else []),
-            ]
-            for row in self.rows
-            if row.scores
-        ]
-        return head, body
-
-    def _difference_cells(self) -> str:
-        rows = [
-            [
-                name,
-                network,
-                str(one.n),
-                f"{PERCENT * one.mean:+.1f}",
-                f"{PERCENT * one.low:+.1f} to {PERCENT * one.high:+.1f}",
-                f"{one.p_value:.3f}",
-            ]
-            for (name, network), one in self.differences().items()
-            if one.n > 1
-        ]
-        return text_table(["training set", "student", "n", "difference", "95 % interval", "p"], rows) if rows else ""
 
     def metrics(self) -> dict[str, float]:
         """Return the means and deviations by row, for tracking."""
@@ -214,43 +125,41 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types, accuracies in [0, 1]."""
+        differences = {name: differences_to(self.rows, name) for name in self.references}
         return {
             "dataset": self.dataset,
             "ipc": self.ipc,
             "protocol": vars(self.protocol),
             "teacher": self.teacher,
             "precision": self.precision,
+            "val_split": self.val_split,
+            **self.settings,
             "environment": environment(),
-            "rows": [
-                {
-                    "training_set": row.name,
-                    "distilled_set": row.distilled,
-                    "network": row.network,
-                    "n": len(row.scores),
-                    "tail_mean": _figure(row.tail_mean),
-                    "last_epoch": _figure(row.last_epoch),
-                    "top5_tail_mean": _figure(row.top5_tail_mean) if row.top5_tail_mean else None,
-                    "difference_to_real": self._difference_of(row),
-                    "students": [
-                        {
-                            "seed": score.seed,
-                            "tail_mean": score.tail_mean,
-                            "last_epoch": score.last_epoch,
-                            "best_epoch_chosen_on_test": score.best_epoch,
-                            "accuracy_by_epoch": score.accuracies,
-                            "top5_by_epoch": score.top5,
-                        }
-                        for score in row.scores
-                    ],
-                }
-                for row in self.rows
-                if row.scores
-            ],
+            "rows": [self._row(row, differences) for row in self.rows if row.scores],
+            "across_networks": {
+                name: {"mean": _figure(mean), "drop": _figure(drop)}
+                for name, (mean, drop) in architectures_of(self.rows).items()
+            },
         }
 
-    def _difference_of(self, row: Row) -> dict[str, float | int] | None:
-        one = self.differences().get((row.name, row.network))
-        return asdict(one) if one is not None and one.n > 1 else None
+    def _row(self, row: Row, differences: Mapping[str, Mapping[tuple[str, str], Difference]]) -> dict[str, Any]:
+        by_reference = {name: _difference(found.get((row.name, row.network))) for name, found in differences.items()}
+        return {
+            "training_set": row.name,
+            "distilled_set": row.distilled[0] if len(row.distilled) == 1 else list(row.distilled) or None,
+            "network": row.network,
+            "epochs": row.epochs or self.protocol.epochs,
+            "n": len(row.scores),
+            "tail_mean": _figure(row.tail_mean),
+            "last_epoch": _figure(row.last_epoch),
+            "top5_tail_mean": _figure(row.top5_tail_mean),
+            "epoch_chosen_on_holdout": _figure(row.selected),
+            "std_between_sets": deviation_between_sets(row.scores),
+            "std_within_sets": deviation_within_sets(row.scores),
+            "difference_to_real": by_reference.pop(REAL_ROW),
+            "differences": by_reference,
+            "students": [_student(score) for score in row.scores],
+        }
 
     def save(self, path: Path) -> None:
         """Write `to_dict` as JSON, atomically, and beside it the table as .csv, .md and .tex."""
@@ -277,19 +186,22 @@ def environment() -> dict[str, str]:
     }
 
 
-def seeds_then_rows(rows: Sequence[Row], seeds: int) -> Iterator[tuple[Row, int]]:
-    """Yield (row, seed) with all rows of a seed together, so that a part of the work compares too."""
-    for seed in range(seeds):
-        for row in rows:
-            yield row, seed
+def _student(score: StudentScore) -> dict[str, Any]:
+    return {
+        "seed": score.seed,
+        "distilled_set": score.distilled,
+        "tail_mean": score.tail_mean,
+        "last_epoch": score.last_epoch,
+        "best_epoch_chosen_on_test": score.best_epoch,
+        "accuracy_by_epoch": score.accuracies,
+        "top5_by_epoch": score.top5,
+        **({"holdout_accuracy_by_epoch": score.holdout} if score.holdout else {}),
+    }
 
 
-def plus_minus(figure: Figure) -> str:
-    """Return mean ± standard deviation in %."""
-    mean, spread = figure
-    return f"{PERCENT * mean:.1f}" if spread is None else f"{PERCENT * mean:.1f} ± {PERCENT * spread:.1f}"
+def _figure(figure: Figure | None) -> dict[str, float | None] | None:
+    return None if figure is None else {"mean": figure[0], "std": figure[1]}
 
 
-def _figure(figure: Figure) -> dict[str, float | None]:
-    mean, spread = figure
-    return {"mean": mean, "std": spread}
+def _difference(one: Difference | None) -> dict[str, float | int] | None:
+    return asdict(one) if one is not None and one.n > 1 else None

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from unidd_pl.comparison import Comparison, Row, seeds_then_rows
+from unidd_pl.baselines import ROW_NAMES, Baseline
+from unidd_pl.comparison import Comparison
 from unidd_pl.console import say
+from unidd_pl.data.holdout import HoldOutData
+from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import TrainingSet, real_images
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
+from unidd_pl.grouping import GroupBy, rows_of_sets
 from unidd_pl.networks import build_network
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
+from unidd_pl.rows import Row, seeds_then_rows
 from unidd_pl.specs import check_same_classes
 from unidd_pl.stages import teacher_stage
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
-from unidd_pl.synthetic import check_enough_images
 from unidd_pl.teachers import Teacher, find_teacher, load_teacher
 from unidd_pl.tracking import StageRun, Tracking
-
-REAL_ROW = "real images"
+from unidd_pl.training_sets import TrainingSets
 
 
 class Evaluation:
     """One `unidd evaluate`.
 
     Args:
-        distilled: Files of distilled sets, each a row of the table.
+        distilled: Files of distilled sets, each a row of the table or, by `group_by`, averaged in one.
         data: The real data: test images, and training images for the row of real ones.
         teacher: The teacher that labels. Without a checkpoint it is the one that the sets were distilled
             with, where the cache holds it.
@@ -46,6 +49,11 @@ class Evaluation:
         overwrite: Replace that file.
         precision: Lightning's precision of the students.
         workers: Students trained at once, each in a process of its own.
+        baselines: Real images to hold the sets against; those drawn at random are always there.
+        group_by: ``set``, a row each, or ``config``, one row for sets that differ in the distillation seed alone.
+        val_split: Share of each class's training images that is held out, to choose an epoch on; 0 for none.
+        best_epoch: Show the best epoch on the test images as a labelled extra column.
+        whole_epochs: Epochs on the whole data set, which has many more steps in each; None for the protocol's.
         config: Resolved config as YAML, for the record.
 
     Raises:
@@ -68,6 +76,11 @@ class Evaluation:
         *,
         precision: str = "32-true",
         workers: int = 1,
+        baselines: Sequence[Baseline] = ("random",),
+        group_by: GroupBy = "set",
+        val_split: float = 0.0,
+        best_epoch: bool = False,
+        whole_epochs: int | None = None,
         overwrite: bool = False,
     ) -> None:
         if seeds < 1:
@@ -78,14 +91,20 @@ class Evaluation:
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
         loaded = [DistilledSet.load(path) for path in self.paths]
-        self.sets = dict(zip(_row_names(self.paths, loaded), loaded, strict=True))
+        groups = rows_of_sets(self.paths, loaded, group_by, list(ROW_NAMES.values()))
+        self.sets = {str(path): one for path, one in zip(self.paths, loaded, strict=True)}
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
+        self.all_data = data
+        self.data = HoldOutData(data, val_split) if val_split else data
+        self.training_sets = TrainingSets(groups, baselines, self.data, protocol, whole_epochs)
+        self.needs_teacher = protocol.labels != "hard" or self.training_sets.need_features
         self.set_teacher: str | None = None
-        if protocol.labels == "online" and teacher.checkpoint is None:
+        if self.needs_teacher and teacher.checkpoint is None:
             self.set_teacher = _common(
                 "teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()}
             )
-        self.data = data
+        self.val_split = val_split
+        self.best_epoch = best_epoch
         self.teacher_recipe = teacher
         self.protocol = protocol
         self.networks = tuple(networks)
@@ -97,38 +116,36 @@ class Evaluation:
         self.workers = workers
         self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
         self.config = config
+        self._check(overwrite=overwrite)
+
+    def _check(self, *, overwrite: bool) -> None:
+        """Refuse what would only show after a teacher or a student was trained."""
         for one in self.sets.values():
-            check_same_classes(one.spec, data.spec)
+            check_same_classes(one.spec, self.data.spec)
         check_writable(self.output.parent)
         if self.output.exists() and not overwrite:
             raise ValueError(
                 f"{self.output} already holds results: replace them with --overwrite true, or give "
                 "another --output FILE"
             )
-        # What would only show after a teacher or a student was trained:
         for network in self.networks:
-            build_network(network, data.spec)
-        _ = data.test
-        check_enough_images(data.train, data.spec, self.ipc)
+            build_network(network, self.data.spec)
+        _ = self.all_data.test
+        self.training_sets.check()
 
     def run(self) -> Comparison:
         """Train all students; print the table, the picture's path and how to open MLflow."""
         teacher = self._teacher()
-        rows = [
-            row
-            for network in self.networks
-            for row in (
-                *(Row(name, network, distilled=one.fingerprint()) for name, one in self.sets.items()),
-                Row(REAL_ROW, network),
-            )
-        ]
+        self.training_sets.select(teacher, self.cache / "selections")
         comparison = Comparison(
             self.protocol,
             self.data.spec.name,
             self.ipc,
             {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy},
-            rows,
+            self.training_sets.rows(self.networks),
             self.precision,
+            self.val_split,
+            self.best_epoch,
         )
         tags = {
             **self._tags_of_sets(),
@@ -140,12 +157,12 @@ class Evaluation:
         }
         with self.tracking.run("evaluation", self.paths[0].parent.name, tags, self.config) as run:
             places = list(seeds_then_rows(comparison.rows, self.seeds))
-            settings = StudentSettings(teacher, self.data.test, self.protocol, self.accelerator, self.precision)
+            settings = self._settings(teacher)
             for position, score in train_students(self._jobs(places), len(places), settings, self.workers):
-                row, seed = places[position]
-                row.scores = sorted([*row.scores, score], key=lambda one: one.seed)
+                row, distilled, seed = places[position]
+                row.file(replace(score, distilled=distilled))
                 for epoch, accuracy in score.accuracies.items():
-                    run.metrics({f"accuracy/{row.network}/{row.name}/seed {seed}": accuracy}, step=epoch)
+                    run.metrics({f"accuracy/{row.network}/{_place(row, distilled)}/seed {seed}": accuracy}, step=epoch)
                 comparison.save(self.output)  # after each student, so that a stopped evaluation keeps its part
             run.metrics(comparison.metrics())
             for suffix in (".json", ".csv", ".md", ".tex"):
@@ -153,16 +170,16 @@ class Evaluation:
             self._report(comparison, run)
         return comparison
 
-    def _jobs(self, places: Sequence[tuple[Row, int]]) -> Iterator[StudentJob]:
-        for number, (row, seed) in enumerate(places, start=1):
-            label = f"Student {number}/{len(places)} on {row.name}"
-            yield StudentJob(row.network, self._training_set(row, seed), seed, label)
+    def _settings(self, teacher: Teacher) -> StudentSettings:
+        holdout: LabelledImages | None = self.data.test if self.val_split else None
+        return StudentSettings(
+            teacher, self.all_data.test, self.protocol, self.accelerator, self.precision, holdout=holdout
+        )
 
-    def _training_set(self, row: Row, seed: int) -> TrainingSet:
-        if row.name == REAL_ROW:
-            return real_images(self.data.train, self.data.spec, self.ipc, seed)
-        distilled = self.sets[row.name]
-        return TrainingSet(distilled.images, distilled.labels, self.ipc)
+    def _jobs(self, places: Sequence[tuple[Row, str | None, int]]) -> Iterator[StudentJob]:
+        for number, (row, distilled, seed) in enumerate(places, start=1):
+            label = f"Student {number}/{len(places)} on {row.name}"
+            yield StudentJob(row.network, self.training_sets.of(row, distilled, seed), seed, label, row.epochs)
 
     def _tags_of_sets(self) -> dict[str, str]:
         """Return what the sets are, separated by commas where there are several."""
@@ -174,16 +191,16 @@ class Evaluation:
         }
 
     def _teacher(self) -> Teacher:
-        if self.protocol.labels == "hard":
+        if not self.needs_teacher:
             return Teacher(nn.Identity(), "none", self.data.spec, None, self.paths[0])  # it labels nothing
         expected = self.set_teacher
         cached = find_teacher(str(expected), self.cache / "teachers") if expected else None
         if self.teacher_recipe.checkpoint is None and cached is not None:
             say(f"Teacher: the one that the set was distilled with, from {cached}")
-            return load_teacher(cached, None, self.data)
+            return load_teacher(cached, None, self.all_data)
         teacher = teacher_stage(
             self.teacher_recipe,
-            self.data,
+            self.all_data,
             self.cache,
             self.tracking,
             accelerator=self.accelerator,
@@ -211,16 +228,9 @@ class Evaluation:
             say(f"MLflow: {command}")
 
 
-def _row_names(paths: Sequence[Path], sets: Sequence[DistilledSet]) -> list[str]:
-    """Return the name of each row: the method of a single set, the folders of several, which differ."""
-    if len(paths) == 1:
-        return [str(sets[0].manifest.get("method", "distilled"))]
-    names = [path.absolute().parent.name for path in paths]
-    if len({*names, REAL_ROW}) <= len(names):
-        raise ValueError(
-            f"got distilled sets in folders named {names}, expected names that differ: rows are named by them"
-        )
-    return names
+def _place(row: Row, distilled: str | None) -> str:
+    """Return the name of a row, with the set where it holds several."""
+    return f"{row.name}/{str(distilled)[:12]}" if len(row.distilled) > 1 else row.name
 
 
 def _common(what: str, values: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ Legend: n images, c channels, h w space, k classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -21,10 +21,11 @@ from unidd_pl.labels import OnlineLabels, SoftLabels, distillation_loss
 from unidd_pl.mixing import cutmix, shuffle_patches
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.scores import StudentScore
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.siamese_augmentation import siamese_augment
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.teachers import Teacher, accuracies_of
+from unidd_pl.teachers import Teacher, accuracies_of, accuracy_of
 from unidd_pl.training import is_logged_step, train
 from unidd_pl.views import Views
 
@@ -50,43 +51,6 @@ class TrainingSet:
     soft_labels: SoftLabels | None = None
 
 
-@dataclass(frozen=True)
-class StudentScore:
-    """What one student reached.
-
-    Args:
-        seed: Seed of the student.
-        accuracies: Top-1 on the test images in [0, 1], by epoch (counted from 1).
-        tail_epochs: Epochs that the tail mean is over.
-        top5: Top-5 likewise; empty where there are no more than five classes.
-    """
-
-    seed: int
-    accuracies: dict[int, float]
-    tail_epochs: tuple[int, ...]
-    top5: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def last_epoch(self) -> float:
-        """Accuracy after the last epoch."""
-        return self.accuracies[max(self.accuracies)]
-
-    @property
-    def tail_mean(self) -> float:
-        """Mean accuracy over the scored epochs of the tail; the figure to compare by."""
-        return sum(self.accuracies[epoch] for epoch in self.tail_epochs) / len(self.tail_epochs)
-
-    @property
-    def top5_tail_mean(self) -> float | None:
-        """Mean top-5 accuracy over the tail; None where there are no more than five classes."""
-        return sum(self.top5[epoch] for epoch in self.tail_epochs) / len(self.tail_epochs) if self.top5 else None
-
-    @property
-    def best_epoch(self) -> float:
-        """Highest accuracy seen: chosen on the test images, so only a labelled extra."""
-        return max(self.accuracies.values())
-
-
 class EvalModule(L.LightningModule):
     """Trains a student on a small set, by default with a teacher's soft labels on every augmented batch.
 
@@ -103,6 +67,7 @@ class EvalModule(L.LightningModule):
         spec: The data set.
         protocol: How to train.
         seed: Seed of order and augmentation.
+        holdout: Images held out of the training set, scored beside the test images.
 
     Raises:
         ValueError: If the protocol takes stored labels and the set has no views.
@@ -120,6 +85,7 @@ class EvalModule(L.LightningModule):
         spec: DatasetSpec,
         protocol: Protocol,
         seed: int,
+        holdout: LabelledImages | None = None,
     ) -> None:
         super().__init__()
         if protocol.labels == "stored" and training_set.views is None:
@@ -133,8 +99,10 @@ class EvalModule(L.LightningModule):
         self.seed = seed
         self.training_set = training_set
         self.test_images = test
+        self.holdout_images = holdout
         self.accuracies: dict[int, float] = {}
         self.top5: dict[int, float] = {}
+        self.holdout: dict[int, float] = {}
         self._teacher = (teacher,)  # a tuple hides it from Module: no submodule, no .train()
         self._scored = frozenset(protocol.evaluated_epochs())
         self._top = (1, TOP) if spec.num_classes > TOP else (1,)
@@ -217,6 +185,8 @@ class EvalModule(L.LightningModule):
         self.student.eval()
         with self.trainer.precision_plugin.forward_context():  # scored as it is trained
             scores = accuracies_of(self.student, self.spec, self.test_images, self._top)
+            if self.holdout_images is not None:
+                self.holdout[epoch] = accuracy_of(self.student, self.spec, self.holdout_images)
         self.student.train()
         self.accuracies[epoch] = scores[0]
         if len(scores) > 1:
@@ -236,6 +206,7 @@ def train_student(
     accelerator: str = "auto",
     precision: str = "32-true",
     logger: Logger | bool = False,
+    holdout: LabelledImages | None = None,
 ) -> StudentScore:
     """Train one fresh network and return its score.
 
@@ -250,27 +221,12 @@ def train_student(
         accelerator: Lightning's accelerator.
         precision: Lightning's precision of training and scoring, for example ``bf16-mixed``.
         logger: Lightning logger.
+        holdout: Images held out of the training set, to choose an epoch on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "student", "weights"))
         student = build_network(network, teacher.spec)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
-    module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed)
+    module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed, holdout)
     train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, precision=precision, logger=logger)
-    return StudentScore(seed, module.accuracies, protocol.tail_epochs(), module.top5)
-
-
-def real_images(images: LabelledImages, spec: DatasetSpec, ipc: int, seed: int) -> TrainingSet:
-    """Draw the same number of real training images of each class, at random.
-
-    Raises:
-        ValueError: If a class has too few images.
-    """
-    chosen: list[int] = []
-    for label, name in enumerate(spec.classes):
-        positions = images.positions_of(label)
-        if len(positions) < ipc:
-            raise ValueError(f"class {name!r} has {len(positions)} training images, expected at least {ipc}")
-        order = torch.randperm(len(positions), generator=generator_for(seed, "real images", label))
-        chosen += positions[order[:ipc]].tolist()
-    return TrainingSet(images.read(chosen), images.labels[chosen], ipc)
+    return StudentScore(seed, module.accuracies, protocol.tail_epochs(), module.top5, module.holdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -112,6 +113,16 @@ class Protocol:
     def label(self) -> str:
         """Name and length, as results are labelled."""
         return f"{self.name}, {self.epochs} epochs"
+
+    def lasting(self, epochs: int | None) -> Protocol:
+        """Return this protocol with other epochs; itself for None."""
+        if epochs is None or epochs == self.epochs:
+            return self
+        if epochs < 1:
+            raise ValueError(f"protocol.epochs: got {epochs}, expected > 0")
+        other = copy.copy(self)
+        other.epochs = epochs
+        return other
 
     def batch_size_for(self, ipc: int) -> int:
         """Return the batch size for a set of this many images per class."""

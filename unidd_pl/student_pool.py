@@ -21,8 +21,9 @@ from tqdm import tqdm
 from unidd_pl.allocator import keep_large_blocks
 from unidd_pl.console import stopped_by_sigterm
 from unidd_pl.data.images import LabelledImages
-from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
+from unidd_pl.evaluation import TrainingSet, train_student
 from unidd_pl.protocols import Protocol
+from unidd_pl.scores import StudentScore
 from unidd_pl.teachers import Teacher
 
 
@@ -35,12 +36,14 @@ class StudentJob:
         training_set: The images.
         seed: Its seed.
         label: What the progress bar says.
+        epochs: Epochs of its training where they are not the protocol's.
     """
 
     network: str
     training_set: TrainingSet
     seed: int
     label: str
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class StudentSettings:
         protocol: How to train.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
+        holdout: Images held out of the training set, scored beside the test images to choose an epoch on.
     """
 
     teacher: Teacher
@@ -60,6 +64,7 @@ class StudentSettings:
     protocol: Protocol
     accelerator: str = "auto"
     precision: str = "32-true"
+    holdout: LabelledImages | None = None
 
     def train(self, job: StudentJob, *, show_progress: bool) -> StudentScore:
         """Train one student and return its score."""
@@ -68,11 +73,12 @@ class StudentSettings:
             job.training_set,
             self.teacher,
             self.test,
-            self.protocol,
+            self.protocol.lasting(job.epochs),
             job.seed,
             label=job.label if show_progress else None,
             accelerator=self.accelerator,
             precision=self.precision,
+            holdout=self.holdout,
         )
 
 

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidd_pl.comparison import PERCENT, Row, environment, plus_minus
+from unidd_pl.comparison import environment
 from unidd_pl.console import Stopped, say
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import StudentScore, TrainingSet
+from unidd_pl.evaluation import TrainingSet
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.fit import DistillationRun
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.rows import PERCENT, Row, plus_minus
+from unidd_pl.scores import StudentScore
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.tables import text_table
 from unidd_pl.tracking import Tracking
