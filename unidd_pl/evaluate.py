@@ -18,7 +18,7 @@ from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
-from unidd_pl.grouping import GroupBy, rows_of_sets
+from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
 from unidd_pl.networks import build_network
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
@@ -92,7 +92,7 @@ class Evaluation:
         self.paths = tuple(distilled)
         loaded = [DistilledSet.load(path) for path in self.paths]
         groups = rows_of_sets(self.paths, loaded, group_by, list(ROW_NAMES.values()))
-        self.sets = {str(path): one for path, one in zip(self.paths, loaded, strict=True)}
+        self.sets = dict(zip(short_names(self.paths), loaded, strict=True))
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
         self.all_data = data
         self.data = HoldOutData(data, val_split) if val_split else data

@@ -57,6 +57,12 @@ def rows_of_sets(
     return rows
 
 
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the folder of each file, or the whole path where folders have the same name."""
+    folders = [path.absolute().parent.name for path in paths]
+    return folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
+
+
 def _config_key(one: DistilledSet) -> str | None:
     """Return what the set was made from, without its seed; None where the manifest does not say."""
     try:
