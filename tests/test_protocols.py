@@ -127,7 +127,9 @@ def test_what_is_drawn_for_a_batch_has_no_stored_label() -> None:
         Protocol(labels="stored", dsa=["flip"])
 
 
-@pytest.mark.parametrize(("file", "name"), [("unidd_release", "unidd-release"), ("hard", "hard"), ("rded", "rded")])
+@pytest.mark.parametrize(
+    ("file", "name"), [("unidd_release", "unidd-release"), ("hard", "hard"), ("rded", "rded"), ("sre2l", "sre2l")]
+)
 def test_shipped_protocols(file: str, name: str) -> None:
     """SPEC.md section 4."""
     shipped = Protocol(**yaml.safe_load((PROTOCOLS / f"{file}.yaml").read_text()))

@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": "write a folder of images to the .beton files that FFCV streams",
     "spectrum": "show the frequencies of the real features, what methods keep and what distilled sets match",
     "methods": "list the methods: band, terms, reference",
+    "relabel": "write a teacher's soft labels of a distilled set once, for evaluations with stored labels",
     "export": "write a distilled set as a folder of PNG files",
 }
 DEFAULT_CACHE = "runs/cache"
@@ -78,6 +79,7 @@ def _dispatch(arguments: list[str]) -> None:
         "convert": _convert,
         "spectrum": _spectrum,
         "methods": _methods,
+        "relabel": _relabel,
         "export": _export,
     }
     runs[command](rest)
@@ -310,16 +312,28 @@ def _pretrain(arguments: list[str]) -> None:
     )
 
 
+def _relabel(arguments: list[str]) -> None:
+    from unidd_pl.relabel_options import add_relabel_options, relabelling
+
+    parser = stage_parser("relabel")
+    _add_accelerator(parser)
+    add_relabel_options(parser)
+    config, objects = _parsed(parser, arguments)
+    relabelling(config, objects, _record(parser, config)).run()
+
+
 def _evaluate(arguments: list[str]) -> None:
     from unidd_pl.evaluate import Evaluation
     from unidd_pl.evaluate_options import add_row_options, row_options
     from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.relabel_options import add_label_options
 
     parser = stage_parser("evaluate")
     _add_accelerator(parser)
     parser.add_class_arguments(TeacherRecipe, "teacher")
     _add_student_options(parser, seeds=3)
     parser.add_argument("--distilled", type=str, nargs="+", required=True, help="files written by `unidd fit`")
+    add_label_options(parser)
     parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
@@ -339,6 +353,8 @@ def _evaluate(arguments: list[str]) -> None:
         precision=config.precision,
         workers=config.workers,
         **row_options(config),
+        labels=[Path(name) for name in config.labels],
+        teachers=config.teachers,
         overwrite=config.overwrite,
         config=_record(parser, config),
     ).run()

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unidd_pl.files import atomic_write
+from unidd_pl.headers import HEADER_KEY, read_header, to_json, unreadable
 from unidd_pl.specs import DatasetSpec
 
 PixelType = Literal["uint8", "float32"]
 
 FORMAT = "unidd_pl.distilled_set"  # tag that tells a distilled set from other safetensors files
 FORMAT_VERSION = 1  # raise when an older reader would misread a newer file
-# One header entry only: safetensors writes several in random order, and equal sets must give equal bytes.
-HEADER_KEY = "unidd_pl"
+_EXPECTED = "a distilled set: give the file that the distillation wrote"
 
 
 class DistilledSet(Dataset[tuple[Tensor, int]]):
@@ -103,7 +103,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             "shape": list(self.images.shape),
             "classes": list(self.class_names),
         }
-        digest = hashlib.sha256(_json(facts).encode())
+        digest = hashlib.sha256(to_json(facts).encode())
         for tensor in (self.images, self.labels):
             digest.update(tensor.contiguous().view(-1).numpy().data)
         return digest.hexdigest()
@@ -131,7 +131,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         }
         with atomic_write(path) as temporary:
             try:
-                save_file({"images": self.images, "labels": self.labels}, temporary, {HEADER_KEY: _json(header)})
+                save_file({"images": self.images, "labels": self.labels}, temporary, {HEADER_KEY: to_json(header)})
             except SafetensorError as error:  # how safetensors reports a full disk
                 raise OSError(str(error)) from error
 
@@ -154,10 +154,10 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"got {found} at {path}, expected a distilled set: check the path")
         try:
             with safe_open(path, framework="pt") as file:
-                header = _read_header(path, file.metadata())
+                header = read_header(path, file.metadata(), FORMAT, FORMAT_VERSION, _EXPECTED)
                 images, labels = file.get_tensor("images"), file.get_tensor("labels")
         except SafetensorError as error:
-            raise ValueError(_unreadable(path, error)) from error
+            raise ValueError(unreadable(path, error, "distilled set", "copy it again or distil again")) from error
         except OSError as error:
             raise ValueError(f"could not read {path}: got {error}; expected a readable distilled set") from error
         try:
@@ -253,47 +253,13 @@ def _check_labels(labels: Tensor, num_images: int, spec: DatasetSpec) -> None:
         )
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
 def _manifest_json(manifest: dict[str, Any]) -> str:
     if not isinstance(manifest, dict):
         raise ValueError(f"got a manifest of type {type(manifest).__name__}, expected a dictionary")
     try:
-        return _json(manifest)
+        return to_json(manifest)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"got a manifest that JSON cannot hold ({error}), expected dictionaries with text keys, lists, "
             "text, finite numbers, true, false and null: convert paths and tensors first"
         ) from error
-
-
-def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    """Return the header of a distilled set, or say what the file is instead."""
-    try:
-        header = json.loads((metadata or {}).get(HEADER_KEY, "null"))
-    except json.JSONDecodeError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(
-            f"got {path}, a safetensors file without the tag {FORMAT!r} (perhaps the weights of a network), "
-            "expected a distilled set: give the file that the distillation wrote"
-        )
-    version = header.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(f"got {path} in format version {version}, expected at most {FORMAT_VERSION}: upgrade unidd-pl")
-    return header
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    """Tell a damaged safetensors file from one of another kind: the header, JSON, starts at byte 8."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":
-        return (
-            f"got {path}, a safetensors file that is truncated or damaged "
-            f"({path.stat().st_size} bytes; {error}), expected a complete distilled set: "
-            "copy it again or distil again"
-        )
-    return f"got {path}, which is not a safetensors file ({error}), expected a distilled set: check the path"

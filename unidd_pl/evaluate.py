@@ -16,6 +16,7 @@ from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
+from unidd_pl.ensembles import labelling_teacher
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
 from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
@@ -24,9 +25,9 @@ from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.rows import Row, seeds_then_rows
 from unidd_pl.specs import check_same_classes
-from unidd_pl.stages import teacher_stage
+from unidd_pl.stored_labels import check_teacher, find_stores
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
-from unidd_pl.teachers import Teacher, find_teacher, load_teacher
+from unidd_pl.teachers import Teacher, find_teacher
 from unidd_pl.tracking import StageRun, Tracking
 from unidd_pl.training_sets import TrainingSets
 
@@ -54,6 +55,8 @@ class Evaluation:
         val_split: Share of each class's training images that is held out, to choose an epoch on; 0 for none.
         best_epoch: Show the best epoch on the test images as a labelled extra column.
         whole_epochs: Epochs on the whole data set, which has many more steps in each; None for the protocol's.
+        labels: Files of stored labels, for a protocol that takes them; none for those beside the sets.
+        teachers: Files of several teachers whose logits are averaged; see `labelling_teacher`.
         config: Resolved config as YAML, for the record.
 
     Raises:
@@ -81,6 +84,8 @@ class Evaluation:
         val_split: float = 0.0,
         best_epoch: bool = False,
         whole_epochs: int | None = None,
+        labels: Sequence[Path] = (),
+        teachers: Sequence[str] = (),
         overwrite: bool = False,
     ) -> None:
         if seeds < 1:
@@ -96,16 +101,20 @@ class Evaluation:
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
         self.all_data = data
         self.data = HoldOutData(data, val_split) if val_split else data
-        self.training_sets = TrainingSets(groups, baselines, self.data, protocol, whole_epochs)
+        self.stores = find_stores(dict(zip(self.paths, loaded, strict=True)), labels, protocol)
+        self.training_sets = TrainingSets(groups, baselines, self.data, protocol, whole_epochs, self.stores)
         self.needs_teacher = protocol.labels != "hard" or self.training_sets.need_features
         self.set_teacher: str | None = None
-        if self.needs_teacher and teacher.checkpoint is None:
+        if self.stores:
+            self.set_teacher = self.stores[0].teacher
+        elif self.needs_teacher and teacher.checkpoint is None and not teachers:
             self.set_teacher = _common(
                 "teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()}
             )
         self.val_split = val_split
         self.best_epoch = best_epoch
         self.teacher_recipe = teacher
+        self.teachers = tuple(teachers)
         self.protocol = protocol
         self.networks = tuple(networks)
         self.seeds = seeds
@@ -141,7 +150,12 @@ class Evaluation:
             self.protocol,
             self.data.spec.name,
             self.ipc,
-            {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy},
+            {
+                "network": teacher.name,
+                "fingerprint": teacher.fingerprint,
+                "accuracy": teacher.accuracy,
+                "labels": [store.summary() for store in self.stores],
+            },
             self.training_sets.rows(self.networks),
             self.precision,
             self.val_split,
@@ -193,19 +207,21 @@ class Evaluation:
     def _teacher(self) -> Teacher:
         if not self.needs_teacher:
             return Teacher(nn.Identity(), "none", self.data.spec, None, self.paths[0])  # it labels nothing
-        expected = self.set_teacher
-        cached = find_teacher(str(expected), self.cache / "teachers") if expected else None
-        if self.teacher_recipe.checkpoint is None and cached is not None:
-            say(f"Teacher: the one that the set was distilled with, from {cached}")
-            return load_teacher(cached, None, self.all_data)
-        teacher = teacher_stage(
+        given = bool(self.teachers) or self.teacher_recipe.checkpoint is not None
+        if self.stores and not given and find_teacher(str(self.set_teacher), self.cache / "teachers") is None:
+            check_teacher(self.stores[0], None)  # before one would be trained
+        teacher = labelling_teacher(
             self.teacher_recipe,
+            self.teachers,
+            self.set_teacher,
             self.all_data,
             self.cache,
             self.tracking,
             accelerator=self.accelerator,
             config=self.config,
         )
+        if self.stores:
+            check_teacher(self.stores[0], teacher)
         for name, one in self.sets.items():
             if (own := one.manifest.get("teacher")) not in (None, teacher.fingerprint):
                 say(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from unidd_pl.siamese_augmentation import Strategy
+from unidd_pl.views import ViewRecipe
 
 Labels = Literal["online", "stored", "hard"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -127,6 +128,12 @@ class Protocol:
     def batch_size_for(self, ipc: int) -> int:
         """Return the batch size for a set of this many images per class."""
         return self.batch_size[max(key for key in self.batch_size if key <= max(1, ipc))]
+
+    @property
+    def view_recipe(self) -> ViewRecipe:
+        """What is done to an image, for views that depend on no batch."""
+        scale = None if self.crop_scale is None else (float(self.crop_scale[0]), float(self.crop_scale[1]))
+        return ViewRecipe(self.patch_shuffle, scale, self.flip, float(self.cutmix_alpha))
 
     def lr_factor(self, epoch: int) -> float:
         """Return the share of the learning rate in an epoch, ½(1 + cos(π e / 2E)) for ``half_period`` 1."""

@@ -30,3 +30,12 @@ def _escaped(cell: str) -> str:
     for character in "&%$#_{}":
         cell = cell.replace(character, "\\" + character)
     return cell.replace("±", r"$\pm$").replace("–", "--")
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes with three digits or more and a decimal unit."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -19,8 +19,10 @@ from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluation import TrainingSet
+from unidd_pl.label_store import LabelStore
 from unidd_pl.protocols import Protocol
 from unidd_pl.rows import Row
+from unidd_pl.stored_labels import real_images_alike
 from unidd_pl.synthetic import check_enough_images
 from unidd_pl.teachers import Teacher
 
@@ -34,6 +36,7 @@ class TrainingSets:
         data: The real data.
         protocol: How the students are trained.
         whole_epochs: Epochs on the whole data set; None for the protocol's.
+        stores: Stored labels of the sets, for a protocol that takes them.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class TrainingSets:
         data: ImageData,
         protocol: Protocol,
         whole_epochs: int | None,
+        stores: Sequence[LabelStore] = (),
     ) -> None:
         self.groups = groups
         self.baselines = [kind for kind in BASELINES if kind in ("random", *baselines)]
@@ -51,6 +55,7 @@ class TrainingSets:
         self.whole_epochs = protocol.lasting(whole_epochs).epochs
         self.sets = {one.fingerprint(): one for members in groups.values() for one in members}
         self.ipc = next(iter(self.sets.values())).ipc
+        self.stores = {store.facts.distilled: store for store in stores}
         self._read: dict[str, TrainingSet] = {}
 
     @property
@@ -104,8 +109,9 @@ class TrainingSets:
             seed: Seed of the student.
         """
         if distilled is not None:
-            one = self.sets[distilled]
-            return TrainingSet(one.images, one.labels, self.ipc)
-        if row.baseline in self._read:
-            return self._read[row.baseline]
-        return real_images(self.data.train, self.data.spec, self.ipc, seed)
+            one, store = self.sets[distilled], self.stores.get(distilled)
+            return TrainingSet(one.images, one.labels, self.ipc, store.views if store else None, store)
+        real = self._read.get(str(row.baseline))
+        if real is None:
+            real = real_images(self.data.train, self.data.spec, self.ipc, seed)
+        return real_images_alike(real, next(iter(self.stores.values()), None), seed)

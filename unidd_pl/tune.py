@@ -95,6 +95,11 @@ class Tuning:
             raise ValueError(f"got values twice in {dict(grid)}, expected each once")
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        if protocol.labels == "stored":
+            raise ValueError(
+                f"protocol {protocol.name}: got labels stored, expected online or hard, as no candidate has stored "
+                "ones: add --protocol.labels online"
+            )
         self.results = output / RESULTS_FILE
         if self.results.exists() and not overwrite:
             raise ValueError(

@@ -102,16 +102,23 @@ class Views:
         if self.count < 1 or self.epochs < 1:
             raise ValueError(f"views: got {self.count} images and {self.epochs} epochs, expected at least 1 of each")
 
-    def images(self, pixels: Tensor, indices: Sequence[int] | Tensor, epoch: int) -> Tensor:
+    def images(
+        self,
+        pixels: Tensor,
+        indices: Sequence[int] | Tensor,
+        epoch: int,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Return views of some images of the set.
 
         Args:
             pixels: (n, c, h, w) all images of the set, uint8 in 0-255 or float in [0, 1], on any device.
             indices: (b,) positions in the set.
             epoch: Which of the views, from 0.
+            device: Where the views are made; None for the device of `pixels`.
 
         Returns:
-            (b, c, h, w) floating point, normalised, on the device of `pixels`.
+            (b, c, h, w) floating point, normalised, on that device.
 
         Raises:
             ValueError: If the pixels are not those of the set, or the epoch is not there.
@@ -124,9 +131,9 @@ class Views:
         draws = self.draws(epoch)
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if draws.partners is None or draws.boxes is None:
-            return self._unmixed(pixels, draws, chosen)
+            return self._unmixed(pixels, draws, chosen, device)
         both = torch.cat([chosen, draws.partners[chosen]])
-        own, others = self._unmixed(pixels, draws, both).chunk(2)
+        own, others = self._unmixed(pixels, draws, both, device).chunk(2)
         return paste_boxes(own, others, draws.boxes[chosen])
 
     def draws(self, epoch: int) -> Draws:
@@ -157,8 +164,8 @@ class Views:
             digest.update(b"" if tensor is None else tensor.to(torch.int64).contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _unmixed(self, pixels: Tensor, draws: Draws, chosen: Tensor) -> Tensor:
-        images = self.spec.normalise(pixels[chosen.to(pixels.device)])
+    def _unmixed(self, pixels: Tensor, draws: Draws, chosen: Tensor, device: torch.device | None) -> Tensor:
+        images = self.spec.normalise(pixels[chosen.to(pixels.device)].to(device or pixels.device))
         if draws.patches is not None:
             images = reorder_patches(images, draws.patches[chosen])
         if draws.crops is not None:
