@@ -1,109 +1,84 @@
 """Cost of the spectral loss: one distillation step against the same step without it.
 
-    python benchmarks/step.py [--images 10 100] [--repeats 30]
+    python benchmarks/step.py [--repeats 30] [--threads 1 2] [--tricks] [--output FILE]
 
 The floor is the whole step less the moments, filters and distances: augmentation, teacher forward, cross-entropy
-backward to the images, Adam, clipping. Both are timed in turn in one process; medians and their ratio are printed.
+backward to the images, Adam, clipping. The reference is the same step with the loss of SPEC.md written down in plain
+autograd (`reference.py`). All are timed in turn in one process; medians and their ratios are printed. With
+--tricks, ours is also timed with one part at a time taken back. The loss is CFM's: two resolvent terms a layer.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from steps import Case, circumstances, make_step, medians, start, times_in_turn, write
 
-from unidd_pl.allocator import keep_large_blocks
-from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
-from unidd_pl.comparison import environment
-from unidd_pl.features import FeatureTap, conv_layers
-from unidd_pl.networks import build_network
-from unidd_pl.seeding import generator_for
-from unidd_pl.specs import DatasetSpec
-from unidd_pl.spectral import CFM, Moments, RunningMoments, filtered, term_distances
-from unidd_pl.synthetic import clip
-from unidd_pl.teachers import freeze
+from unidd_pl.console import say
 
-SPEC = DatasetSpec("benchmark", tuple(f"{label:02d}" for label in range(100)), 3, 32, (0.5,) * 3, (0.25,) * 3)
-BETA, ETA, LR = 0.1, 0.1, 0.25  # as configs/cfm_cifar10.yaml
-WARM_UP = 5  # steps
+CASES = (Case("convnet-w128-d3", 10), Case("convnet-w128-d3", 100), Case("resnet18", 10))
+TRICKS = {
+    "permuted covariance": {"permuted": True},
+    "no low rank": {"factored": False},
+    "no closed form": {"closed_form": False},
+}
 
 
-def make_step(network_name: str, count: int, *, spectral: bool) -> Callable[[], None]:
-    """Return a function that does one step on `count` images, with or without the spectral loss."""
-    torch.manual_seed(0)
-    network = build_network(network_name, SPEC)
-    freeze(network)
-    images = torch.nn.Parameter(clip(torch.randn(count, *SPEC.image_shape), SPEC))
-    labels = torch.arange(count) % SPEC.num_classes
-    adam = torch.optim.Adam([images], lr=LR, betas=(0.5, 0.9))
-    layers = conv_layers(network)
-    method, running = CFM(), RunningMoments("mean")
-    with torch.no_grad(), FeatureTap(network, layers) as tap:
-        network(torch.randn(200, *SPEC.image_shape))
-        moments = [Moments.of(features) for features in tap.features()]
-    real = [filtered(method, one, BETA) for one in moments]
-    running.update(moments)
-    iteration = 0
-
-    def matching(features: list[Tensor]) -> Tensor:
-        used = running.combine([Moments.of(x) for x in features])
-        return term_distances(method, real, used, [BETA] * len(used)).sum()
-
-    def step() -> None:
-        nonlocal iteration
-        generator = generator_for(0, iteration)
-        iteration += 1
-        x = random_roll(
-            random_flip(random_resized_crop(images, generator, shared=True), generator, shared=True), generator
-        )
-        with FeatureTap(network, layers if spectral else ()) as tap:
-            loss = F.cross_entropy(network(x), labels)
-            if spectral:
-                loss = loss + ETA * matching(tap.features())
-        adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        with torch.no_grad():
-            images.copy_(clip(images, SPEC))
-
-    return step
+def variants(case: Case, *, tricks: bool) -> dict[str, Case]:
+    """Return the steps that are timed against each other."""
+    chosen = {"floor": case.without_loss(), "ours": case, "reference": replace(case, loss="reference")}
+    if tricks:
+        chosen |= {name: replace(case, **change) for name, change in TRICKS.items()}
+    return chosen
 
 
-def median_times(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median time of each step in ms, timed in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(WARM_UP + repeats):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if repeat >= WARM_UP:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in times.items()}
+def measure(case: Case, threads: int, repeats: int, *, tricks: bool, cpu_time: bool) -> dict[str, Any]:
+    """Time one case; print a line and return the figures."""
+    torch.set_num_threads(threads)
+    chosen = variants(case, tricks=tricks)
+    clock = time.process_time if cpu_time else time.perf_counter
+    times = times_in_turn({name: make_step(one) for name, one in chosen.items()}, repeats, clock=clock)
+    typical = medians(times)
+    ratios = {
+        "ours / floor": typical["ours"] / typical["floor"],
+        "reference / ours": typical["reference"] / typical["ours"],
+    }
+    figures = ", ".join(f"{name} {value:.1f}" for name, value in typical.items())
+    say(f"{case.network}, {case.images} images, {threads} threads: {figures} ms; "
+        + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))  # fmt: skip
+    fastest = {name: min(values) for name, values in times.items()}
+    return {"case": asdict(case), "threads": threads, "medians_ms": typical, "minima_ms": fastest, "ratios": ratios}
 
 
 def main() -> None:
-    """Time the cases and print a table."""
+    """Time the cases, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["convnet-w128-d3"])
-    parser.add_argument("--images", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--networks", nargs="+", default=None, help="only these of the cases")
+    parser.add_argument("--images", nargs="+", type=int, default=None, help="only these chunk sizes")
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
+    parser.add_argument("--tricks", action="store_true", help="take back one part of ours at a time")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="time of the processor, for a busy machine; with one thread only"
+    )
+    parser.add_argument("--note", default="", help="said beside the figures, for example what else was running")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
-    keep_large_blocks()
-    print(f"{environment()}, {torch.get_num_threads()} threads; medians of {arguments.repeats}, ms a step")
-    for network in arguments.networks:
-        for count in arguments.images:
-            steps = {
-                "floor": make_step(network, count, spectral=False),
-                "ours": make_step(network, count, spectral=True),
-            }
-            times = median_times(steps, arguments.repeats)
-            ratio = times["ours"] / times["floor"]
-            print(f"{network}, {count} images: floor {times['floor']:.1f}, ours {times['ours']:.1f}, ratio {ratio:.2f}")
+    start()
+    say(f"{circumstances(arguments.note)}; medians of {arguments.repeats} in turn")
+    results = [
+        measure(case, threads, arguments.repeats, tricks=arguments.tricks, cpu_time=arguments.cpu_time)
+        for threads in arguments.threads
+        for case in CASES
+        if arguments.networks is None or case.network in arguments.networks
+        if arguments.images is None or case.images in arguments.images
+    ]
+    write(arguments.output, {"circumstances": circumstances(arguments.note), "results": results})
 
 
 if __name__ == "__main__":

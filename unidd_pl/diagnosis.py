@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unidd_pl.spectral import Moments
+from unidd_pl.spectral import AnyMoments
 
 
 def not_filterable(
-    error: Exception, where: object, betas: Sequence[float], layers: Sequence[str], moments: Sequence[Moments]
+    error: Exception, where: object, betas: Sequence[float], layers: Sequence[str], moments: Sequence[AnyMoments]
 ) -> str:
     """Return the message for moments that cannot be filtered.
 

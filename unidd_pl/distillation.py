@@ -17,7 +17,7 @@ from unidd_pl.objective import ChunkObjective
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, digest_of
 from unidd_pl.seeding import generator_for
-from unidd_pl.spectral import MatchingLoss, Method, Moments, RunningMode, RunningMoments, Signal
+from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal
 from unidd_pl.starts import Start, StartName, chosen_start
 from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip
 from unidd_pl.training import Iterations, is_logged_step
@@ -116,7 +116,7 @@ class DistillationModule(L.LightningModule):
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
         self.curriculum = "none"
         """What the `CurriculumCallback` brings; part of the digest of the run."""
-        self._chunk_moments: list[Moments] = []  # of the last forward pass
+        self._chunk_moments: list[AnyMoments] = []  # of the last forward pass
 
     # ---- set-up ----
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from unidd_pl.diagnosis import non_finite, not_filterable
 from unidd_pl.features import FeatureTap
 from unidd_pl.real_side import RealSide
-from unidd_pl.spectral import MatchingLoss, Moments, RunningMoments, Signal
+from unidd_pl.spectral import AnyMoments, MatchingLoss, RunningMoments, Signal, batch_moments, dense
 from unidd_pl.statistics import label_weights
 
 
@@ -34,12 +34,13 @@ class Look:
     """
 
     cross_entropy: Tensor
-    moments: list[Moments]
+    moments: list[AnyMoments]
 
     def merge(self, other: Look) -> Look:
         """Return the look at the images of both; the gradient flows to both."""
         # Moments.merge keeps nothing of size (c, c) for its backward pass: a further part costs no memory.
-        merged = [mine.merge(theirs) for mine, theirs in zip(self.moments, other.moments, strict=True)]
+        pairs = zip(self.moments, other.moments, strict=True)
+        merged: list[AnyMoments] = [dense(mine).merge(dense(theirs)) for mine, theirs in pairs]
         return Look(self.cross_entropy + other.cross_entropy, merged)
 
 
@@ -57,7 +58,7 @@ class ChunkLoss:
     total: Tensor
     cross_entropy: Tensor
     distances: Tensor
-    moments: list[Moments]
+    moments: list[AnyMoments]
 
     def figures(self, layers: Sequence[str], terms: Sequence[str]) -> dict[str, Tensor]:
         """Return what is logged of it, by name."""
@@ -115,8 +116,12 @@ class ChunkObjective:
         """
         network, statistics = self.real.teacher.network, self.real.statistics
 
+        # A factor is of the whole chunk: parts are merged into matrices.
+        whole = self.micro_batch is None or self.micro_batch >= len(images)
+        factored = whole and self.matching.takes_factors
+
         def look_at(images: Tensor, labels: Tensor) -> Look:
-            return look(network, statistics.layers, statistics.signal, augment(images), labels)
+            return look(network, statistics.layers, statistics.signal, augment(images), labels, factored=factored)
 
         seen = look_in_parts(look_at, images, labels, self.micro_batch)
         cross_entropy = seen.cross_entropy / len(labels)
@@ -127,7 +132,7 @@ class ChunkObjective:
             raise ValueError(non_finite(where, self.matching.betas, statistics.layers, terms, distances, cross_entropy))
         return ChunkLoss(total, cross_entropy, distances, [moments.detach() for moments in seen.moments])
 
-    def distances(self, moments: list[Moments], columns: Tensor | None) -> Tensor:
+    def distances(self, moments: list[AnyMoments], columns: Tensor | None) -> Tensor:
         """Return the distance of every term in every layer, (l, t); the gradient flows.
 
         Args:
@@ -135,11 +140,11 @@ class ChunkObjective:
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         """
         # Autocast would filter in half precision.
-        with torch.autocast(moments[0].ffc.device.type, enabled=False):
+        with torch.autocast(moments[0].mean.device.type, enabled=False):
             used = self.running.combine(moments) if self.running else moments
             return self.matching.distances(used, columns)
 
-    def _distances(self, moments: list[Moments], columns: Tensor | None, where: object) -> Tensor:
+    def _distances(self, moments: list[AnyMoments], columns: Tensor | None, where: object) -> Tensor:
         try:
             return self.distances(moments, columns)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -151,7 +156,9 @@ LookAt = Callable[[Tensor, Tensor], Look]
 """From images (n, c, h, w) and labels (n,) to a look."""
 
 
-def look(network: nn.Module, layers: Sequence[str], signal: Signal, images: Tensor, labels: Tensor) -> Look:
+def look(
+    network: nn.Module, layers: Sequence[str], signal: Signal, images: Tensor, labels: Tensor, *, factored: bool = False
+) -> Look:
     """Run the teacher once over images as it sees them.
 
     Args:
@@ -160,6 +167,7 @@ def look(network: nn.Module, layers: Sequence[str], signal: Signal, images: Tens
         signal: Signal of the FLC.
         images: (n, c, h, w), normalised and augmented.
         labels: (n,) int64.
+        factored: Whether the moments of layers with few rows may stay factored, see `batch_moments`.
 
     Returns:
         The look; the gradient flows to the images.
@@ -169,7 +177,10 @@ def look(network: nn.Module, layers: Sequence[str], signal: Signal, images: Tens
         # Half precision is widened, float64 stays.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = label_weights(signal, labels, logits)
-        return Look(F.cross_entropy(logits, labels, reduction="sum"), [Moments.of(x, weights) for x in tap.features()])
+        return Look(
+            F.cross_entropy(logits, labels, reduction="sum"),
+            [batch_moments(x, weights, factored=factored) for x in tap.features()],
+        )
 
 
 def look_in_parts(look_at: LookAt, images: Tensor, labels: Tensor, micro_batch: int | None) -> Look:

@@ -11,6 +11,7 @@ from unidd_pl.spectral.curricula import (
     ReversedCurriculum,
     ShuffledCurriculum,
 )
+from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, batch_moments, dense
 from unidd_pl.spectral.filters import (
     Identity,
     Landweber,
@@ -37,7 +38,8 @@ from unidd_pl.spectral.methods import (
     SRe2L,
     Term,
 )
-from unidd_pl.spectral.moments import SIGNALS, Moments, RunningMode, RunningMoments, Signal
+from unidd_pl.spectral.moments import SIGNALS, Moments, Signal
+from unidd_pl.spectral.running import RunningMode, RunningMoments
 
 __all__ = [
     "CFM",
@@ -48,11 +50,13 @@ __all__ = [
     "METHODS",
     "MTT",
     "SIGNALS",
+    "AnyMoments",
     "Band",
     "ConstantCurriculum",
     "CosineCurriculum",
     "Curriculum",
     "FactorCurriculum",
+    "FactoredMoments",
     "FrePo",
     "GeometricCurriculum",
     "Identity",
@@ -75,6 +79,8 @@ __all__ = [
     "Signal",
     "SpectralFilter",
     "Term",
+    "batch_moments",
+    "dense",
     "filtered",
     "largest_eigenvalues",
     "least_norms",

@@ -1,7 +1,8 @@
 """Spectral filters f: what a method does to the eigenvalues of the FFC.
 
 Legend: c channels, Ψ = U diag(λ) Uᵀ the FFC (c, c), f(Ψ) = U diag(f(λ)) Uᵀ, g the operand (c, m).
-Large λ is low frequency (colour, outline), small λ is high frequency (texture).
+Large λ is low frequency (colour, outline), small λ is high frequency (texture). The filters below also take
+several layers at once: Ψ (l, c, c) with β (l, 1, 1) and the largest eigenvalues (l, 1, 1).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class SpectralFilter(ABC):
         return not torch.equal(self.response(probe, 1.0), self.response(probe, 2.0))
 
     @abstractmethod
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return f(λ), elementwise.
 
         Args:
@@ -50,12 +51,34 @@ class SpectralFilter(ABC):
         """
 
     @abstractmethod
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return f(Ψ), (c, c), for Ψ (c, c); the gradient flows, but not through `largest`."""
 
-    def apply(self, ffc: Tensor, operand: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def apply(self, ffc: Tensor, operand: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return f(Ψ) g, (c, m), for g (c, m); the gradient flows to both."""
         return self.matrix(ffc, beta, largest) @ operand
+
+    def pullback(self, matrix: Tensor, cotangent: Tensor) -> Tensor:
+        """Return the gradient with respect to Ψ, up to its antisymmetric part, which Ψ does not feel.
+
+        A filter that has this in closed form gets the fast path of the matching loss; the others are
+        differentiated by autograd.
+
+        Args:
+            matrix: f(Ψ), (c, c) or (l, c, c).
+            cotangent: Gradient with respect to f(Ψ), same shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form gradient")
+
+    @property
+    def has_pullback(self) -> bool:
+        """Whether `pullback` is there and belongs to this class's matrix, not to one that a subclass replaced."""
+        depth = {
+            name: next(level for level, kind in enumerate(type(self).__mro__) if name in vars(kind))
+            for name in ("pullback", "matrix", "apply")
+        }
+        own = depth["pullback"] <= depth["matrix"] and type(self).pullback is not SpectralFilter.pullback
+        return own and (depth["pullback"] <= depth["apply"])
 
 
 class Identity(SpectralFilter):
@@ -63,17 +86,21 @@ class Identity(SpectralFilter):
 
     formula = "1"
 
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return ones."""
         return torch.ones_like(eigenvalues)
 
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
-        """Return the identity matrix (c, c)."""
-        return _eye_like(ffc)
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
+        """Return the identity matrix, shaped as Ψ."""
+        return _eye_like(ffc).expand_as(ffc)
 
-    def apply(self, ffc: Tensor, operand: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def apply(self, ffc: Tensor, operand: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return the operand itself."""
         return operand
+
+    def pullback(self, matrix: Tensor, cotangent: Tensor) -> Tensor:
+        """Return zero: dI = 0."""
+        return torch.zeros_like(cotangent)
 
 
 class Linear(SpectralFilter):
@@ -81,13 +108,17 @@ class Linear(SpectralFilter):
 
     formula = "λ"
 
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return λ."""
         return eigenvalues
 
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return Ψ."""
         return ffc
+
+    def pullback(self, matrix: Tensor, cotangent: Tensor) -> Tensor:
+        """Return the cotangent itself: dΨ = dΨ."""
+        return cotangent
 
 
 class Resolvent(SpectralFilter):
@@ -98,17 +129,21 @@ class Resolvent(SpectralFilter):
 
     formula = "1/(λ+β)"
 
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return 1/(λ+β)."""
         return 1 / (eigenvalues + beta)
 
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return (Ψ+βI)⁻¹.
 
         Raises:
             torch.linalg.LinAlgError: If Ψ+βI is not positive definite in the working precision.
         """
         return torch.cholesky_inverse(torch.linalg.cholesky(ffc + beta * _eye_like(ffc)))
+
+    def pullback(self, matrix: Tensor, cotangent: Tensor) -> Tensor:
+        """Return −R G R for R = (Ψ+βI)⁻¹: dR = −R dΨ R."""
+        return (matrix @ cotangent @ matrix).neg_()
 
 
 class _GradientDescent(SpectralFilter):
@@ -154,12 +189,12 @@ class LandweberResidual(_GradientDescent):
 
     formula = "(1−αλ)^p"
 
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return (1−αλ)^p."""
         alpha = self.alpha(eigenvalues.max() if largest is None else largest)
         return torch.pow(1 - alpha * eigenvalues, self.steps)
 
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return (I−αΨ)^p by repeated squaring."""
         damping, _ = self._damping(ffc, largest)
         power: Tensor = torch.linalg.matrix_power(damping, self.steps)
@@ -175,7 +210,7 @@ class Landweber(_GradientDescent):
 
     formula = "(1−(1−αλ)^p)/λ"
 
-    def response(self, eigenvalues: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def response(self, eigenvalues: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return h_p(λ), with h_p(0) = αp."""
         alpha = self.alpha(eigenvalues.max() if largest is None else largest)
         rate = alpha * eigenvalues
@@ -185,7 +220,7 @@ class Landweber(_GradientDescent):
         safe = torch.where(eigenvalues > 0, eigenvalues, torch.ones_like(eigenvalues))
         return torch.where(eigenvalues > 0, learnt / safe, alpha * self.steps)
 
-    def matrix(self, ffc: Tensor, beta: float, largest: Tensor | None = None) -> Tensor:
+    def matrix(self, ffc: Tensor, beta: float | Tensor, largest: Tensor | None = None) -> Tensor:
         """Return α Σ_{k<p} (I−αΨ)^k, the geometric sum, doubling its length."""
         damping, alpha = self._damping(ffc, largest)
         identity = _eye_like(ffc)

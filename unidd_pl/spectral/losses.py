@@ -125,12 +125,16 @@ def term_distances(
             distance = torch.linalg.vector_norm(target - value)
             if relative:
                 norm = torch.linalg.vector_norm(target)
-                if least is not None:
-                    norm = torch.maximum(norm, least[len(rows), len(distances)])
-                distance = distance / torch.where(norm > 0, norm, 1)  # a dead layer has a zero real side
+                distance = distance / relative_scale(norm, None if least is None else least[len(rows), len(distances)])
             distances.append(distance)
         rows.append(torch.stack(distances))
     return torch.stack(rows)
+
+
+def relative_scale(norm: Tensor, least: Tensor | None) -> Tensor:
+    """Return what to divide distances by: the real side's norms, but no less than `least`; 1 for a dead layer."""
+    norm = norm if least is None else torch.maximum(norm, least)
+    return torch.where(norm > 0, norm, 1)
 
 
 def least_norms(method: Method, moments: Sequence[Moments], betas: Sequence[float]) -> Tensor:

@@ -6,14 +6,30 @@ Legend: c channels, k classes; l layers, t terms; Ψ, Φ of the real and Ψ_s, �
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from unidd_pl.spectral.closed_form import Targets, closed_form_distances, has_closed_form
+from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense
 from unidd_pl.spectral.filters import largest_eigenvalue
-from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms, term_distances
+from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms, relative_scale, term_distances
+from unidd_pl.spectral.low_rank import base_inverse, beyond_base, low_rank_distances, takes_low_rank
 from unidd_pl.spectral.methods import Method
 from unidd_pl.spectral.moments import Moments
+
+
+@dataclass
+class _Kept:
+    """What the matching loss keeps until β changes."""
+
+    filtered: list[tuple[Tensor, ...]] | None = None  # f(Ψ) g(Φ) for each layer and term
+    least: Tensor | None = None  # (l, t), see `least_norms`
+    targets: dict[tuple[int, ...], Targets] = field(default_factory=dict)  # for the layers of one width
+    inverses: dict[tuple[int, ...], tuple[list[Tensor | None], Tensor, tuple[Tensor, ...]]] = field(
+        default_factory=dict
+    )  # the bases of these layers, H of them, and the values beyond it
 
 
 class MatchingLoss:
@@ -22,24 +38,41 @@ class MatchingLoss:
     The real side is filtered in its own precision once for each β, so once a round. A two-sided filter
     depends on the synthetic side as well: there it is filtered anew each time, in the synthetic precision.
 
+    Where all filters of the method have a closed-form gradient, layers of one width are taken together and
+    nothing is recorded for autograd; otherwise this is `term_distances`. Both give the same.
+
     Args:
         method: The method, t terms.
         real: Real moments, one for each of l layers.
         beta: β of all layers until `betas` is set, eigenvalue units.
         relative: Divide each distance by the norm of its real side, but no less than `least_norms`.
+        closed_form: Whether to take the fast path where there is one.
 
     References:
         SPEC.md section 2.
     """
 
-    def __init__(self, method: Method, real: Sequence[Moments], beta: float, *, relative: bool = False) -> None:
+    def __init__(
+        self,
+        method: Method,
+        real: Sequence[Moments],
+        beta: float,
+        *,
+        relative: bool = False,
+        closed_form: bool = True,
+    ) -> None:
         self.method = method
         self.real = tuple(real)
         self.relative = relative
+        self._closed_form = closed_form and has_closed_form(method)
         self._betas = (beta,) * len(self.real)
         self._largest = [largest_eigenvalue(one.ffc) for one in self.real] if method.two_sided else None
-        self._targets: list[tuple[Tensor, ...]] | None = None  # filtered with the β in force
-        self._least: Tensor | None = None  # (l, t), see `least_norms`; for the β in force
+        self._kept = _Kept()
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether `FactoredMoments` make `distances` faster, as with resolvents alone."""
+        return self._closed_form and takes_low_rank(self.method)
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -51,22 +84,25 @@ class MatchingLoss:
         if len(values) != len(self.real):
             raise ValueError(f"got {len(values)} values of β, expected one for each of {len(self.real)} layers")
         if values != self._betas:
-            self._targets = self._least = None
+            self._kept = _Kept()
         self._betas = values
 
-    def distances(self, synthetic: Sequence[Moments], columns: Tensor | None = None) -> Tensor:
+    def distances(self, synthetic: Sequence[AnyMoments], columns: Tensor | None = None) -> Tensor:
         """Return the distance of every term in every layer, (l, t); the gradient flows.
 
         Args:
             synthetic: Moments of the synthetic images, one a layer.
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         """
-        like = synthetic[0].ffc
-        largest = None if self._largest is None else largest_eigenvalues(self._largest, synthetic)
+        if self._closed_form and len(synthetic) == len(self.real):
+            return self._by_width(synthetic, columns)
+        moments = [dense(one) for one in synthetic]
+        like = moments[0].ffc
+        largest = None if self._largest is None else largest_eigenvalues(self._largest, moments)
         return term_distances(
             self.method,
             self._filtered_once(like) if largest is None else self._filtered_with(largest, like),
-            synthetic,
+            moments,
             self._betas,
             largest=largest,
             columns=columns,
@@ -74,12 +110,74 @@ class MatchingLoss:
             least=self._least_norms(like) if self.relative else None,
         )
 
+    # ---- layers of one width together ----
+
+    def _by_width(self, synthetic: Sequence[AnyMoments], columns: Tensor | None) -> Tensor:
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, one in enumerate(synthetic):
+            thin = one.factor.shape[1] if self.takes_factors and isinstance(one, FactoredMoments) else 0
+            groups.setdefault((len(one.mean), thin), []).append(index)
+        rows: list[Tensor | None] = [None] * len(synthetic)
+        for (_, thin), layers in groups.items():
+            together = self._low_rank if thin else self._dense
+            members = [synthetic[index] for index in layers]
+            flc = _stack([_chosen(one.flc, one, columns) for one in members])
+            targets = self._targets(tuple(layers), members[0], columns, flc)
+            for layer, row in zip(layers, together(tuple(layers), members, targets, flc).unbind(), strict=True):
+                rows[layer] = row
+        return torch.stack([row for row in rows if row is not None])
+
+    def _dense(self, layers: tuple[int, ...], members: Sequence[AnyMoments], targets: Targets, flc: Tensor) -> Tensor:
+        return closed_form_distances(self.method.terms, targets, _stack([one.ffc for one in members]), flc)
+
+    def _low_rank(
+        self, layers: tuple[int, ...], members: Sequence[AnyMoments], targets: Targets, flc: Tensor
+    ) -> Tensor:
+        thin = [one for one in members if isinstance(one, FactoredMoments)]
+        bases = [one.base for one in thin]
+        kept = self._kept.inverses.get(layers)
+        if kept is None or any(one is not other for one, other in zip(kept[0], bases, strict=True)):
+            known = [base for base in bases if base is not None]
+            inverse = base_inverse(torch.stack(known) if known else None, targets.betas)
+            kept = bases, inverse, beyond_base(self.method.terms, targets, inverse).values
+            self._kept.inverses[layers] = kept
+        beyond = [
+            value if term.operand == "ffc" else target
+            for term, value, target in zip(self.method.terms, kept[2], targets.values, strict=True)
+        ]
+        targets = Targets(tuple(beyond), targets.betas, targets.scales)
+        return low_rank_distances(self.method.terms, targets, kept[1], _stack([one.factor for one in thin]), flc)
+
+    @torch.no_grad()
+    def _targets(self, layers: tuple[int, ...], one: AnyMoments, columns: Tensor | None, like: Tensor) -> Targets:
+        """Return the real side of some layers, kept for the β in force where all columns are compared."""
+        whole = self._kept.targets.get(layers)
+        if whole is None:
+            filtered_once = self._filtered_once(like)
+            values = tuple(torch.stack(terms) for terms in zip(*(filtered_once[i] for i in layers), strict=True))
+            betas = like.new_tensor([self._betas[i] for i in layers]).view(-1, 1, 1)
+            whole = Targets(values, betas, self._scales(layers, values, like) if self.relative else None)
+            self._kept.targets[layers] = whole
+        if columns is None or not len(one.label_weight):
+            return whole
+        values = tuple(
+            value[..., columns] if term.operand == "flc" else value
+            for term, value in zip(self.method.terms, whole.values, strict=True)
+        )
+        return Targets(values, whole.betas, self._scales(layers, values, like) if self.relative else None)
+
+    def _scales(self, layers: tuple[int, ...], values: Sequence[Tensor], like: Tensor) -> Tensor:
+        norms = torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in values], dim=1)
+        return relative_scale(norms, self._least_norms(like)[list(layers)])
+
+    # ---- the real side ----
+
     @torch.no_grad()
     def _filtered_once(self, like: Tensor) -> list[tuple[Tensor, ...]]:
-        if self._targets is None:
+        if self._kept.filtered is None:
             wide = [filtered(self.method, *one) for one in zip(self.real, self._betas, strict=True)]
-            self._targets = [tuple(value.to(like) for value in values) for values in wide]
-        return self._targets
+            self._kept.filtered = [tuple(value.to(like) for value in values) for values in wide]
+        return self._kept.filtered
 
     @torch.no_grad()
     def _filtered_with(self, largest: Sequence[Tensor], like: Tensor) -> list[tuple[Tensor, ...]]:
@@ -89,6 +187,16 @@ class MatchingLoss:
 
     @torch.no_grad()
     def _least_norms(self, like: Tensor) -> Tensor:
-        if self._least is None:
-            self._least = least_norms(self.method, self.real, self._betas).to(like)
-        return self._least
+        if self._kept.least is None:
+            self._kept.least = least_norms(self.method, self.real, self._betas).to(like)
+        return self._kept.least
+
+
+def _chosen(flc: Tensor, one: AnyMoments, columns: Tensor | None) -> Tensor:
+    """Return the compared columns of Φ_s; the label-free signal has no classes to choose from."""
+    return flc if columns is None or not len(one.label_weight) else flc[:, columns]
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as a batch, without a copy where there is only one."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)

@@ -6,17 +6,15 @@ X features (s, c), Ψ feature–feature correlation (c, c), Φ feature–label c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Signal = Literal["mean", "class", "soft"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
-
-RunningMode = Literal["mean", "merge"]
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise
@@ -61,14 +59,9 @@ class Moments:
             if features.dtype in (torch.float16, torch.bfloat16):
                 features = features.float()
             space = features.reshape(n, c, -1)
-            pooled = space.mean(dim=2)
-            mean = pooled.mean(dim=0)
-            rows = space.transpose(0, 1).reshape(c, -1) - mean[:, None]
-            ffc = rows @ rows.T / rows.shape[1]
-            labels = pooled.new_zeros(n, 0) if labels is None else labels.to(pooled.dtype)
-            label_weight = labels.sum(dim=0)
-            label_mean = pooled.T @ labels / _one_where_zero(label_weight)
-        return cls(mean.new_tensor(rows.shape[1]), mean, ffc, label_weight, label_mean)
+            ffc, pooled = covariance(space)
+            count = pooled.new_full((), n * space.shape[2])
+            return cls(count, pooled.mean(dim=0), ffc, *label_moments(pooled, labels))
 
     @property
     def flc(self) -> Tensor:
@@ -93,14 +86,18 @@ class Moments:
         """
         count = self.count + other.count
         share = other.count / count
-        delta = other.mean - self.mean
-        ffc = self.ffc + (other.ffc - self.ffc) * share
+        ffc = _between(self.ffc, other.ffc, share)
         if scatter_between:
+            delta = other.mean - self.mean
             ffc = ffc + torch.outer(delta, delta) * (share * (1 - share))
+        return Moments(count, _between(self.mean, other.mean, share), ffc, *self._merged_labels(other))
+
+    def _merged_labels(self, other: Moments) -> tuple[Tensor, Tensor]:
         label_weight = self.label_weight + other.label_weight
+        if not len(label_weight):  # label-free: nothing to weigh, at every step
+            return label_weight, self.label_mean.to(label_weight.dtype)
         label_share = other.label_weight / _one_where_zero(label_weight)
-        label_mean = self.label_mean + (other.label_mean - self.label_mean) * label_share
-        return Moments(count, self.mean + delta * share, ffc, label_weight, label_mean)
+        return label_weight, self.label_mean + (other.label_mean - self.label_mean) * label_share
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Moments:
         """Return a copy in another precision or on another device."""
@@ -121,82 +118,58 @@ class Moments:
         }
 
 
-class RunningMoments:
-    """Moments of the synthetic set so far, over chunks and rounds.
+class _Covariance(torch.autograd.Function):
+    """Ψ = Σ_n (X_n−μ)(X_n−μ)ᵀ/s with its gradient in closed form; see `covariance`."""
 
-    One chunk holds too few images for the statistics of a whole data set. With the finished chunks
-    added, a new chunk is optimised for what is still missing::
+    @staticmethod
+    def forward(ctx: Any, space: Tensor) -> tuple[Tensor, Tensor]:
+        n, c, positions = space.shape
+        pooled = space.mean(dim=2)
+        # The pass that centres also lays the rows out for one product; products image by image are slower.
+        rows = space.new_empty(c, n, positions)
+        torch.sub(space.transpose(0, 1), pooled.mean(dim=0)[:, None, None], out=rows)
+        rows = rows.view(c, -1)
+        ctx.save_for_backward(rows)
+        ctx.shape = space.shape
+        return (rows @ rows.T).div_(n * positions), pooled
 
-        for chunk in chunks:                       # b = 1, 2, …
-            for iteration in iterations:
-                used = running.combine(batch)      # (1−1/b) Ψ̄ + (1/b) Ψ(batch) for mode "mean"
-                …                                  # gradient through the batch only
-            running.update(batch)                  # Ψ̄ ← (1−1/b) Ψ̄ + (1/b) Ψ(last forward pass)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ffc_gradient: Tensor, pooled_gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        n, c, positions = ctx.shape
+        # dΨ = (dX Xᵀ + X dXᵀ)/s; the mean moves nothing, because the centred rows add up to zero.
+        both = (ffc_gradient + ffc_gradient.T).div_(n * positions)
+        gradient: Tensor = (both @ rows).view(c, n, positions).transpose(0, 1)
+        return gradient.add_(pooled_gradient[:, :, None], alpha=1 / positions)
+
+
+def covariance(space: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the covariance Ψ (c, c) of features over all their rows, and the features pooled, (n, c).
 
     Args:
-        mode: ``mean``, the cumulative mean over chunks, or ``merge``, the exact moments of all rows
-            (the mean of covariances misses the scatter between chunks). In ``mean`` a column of Φ is
-            averaged over the chunks that hold its class.
+        space: (n, c, h·w), float32 or better.
 
-    Raises:
-        ValueError: If the mode is neither.
-
-    References:
-        SPEC.md section 3, running synthetic moments.
+    Returns:
+        Both; the gradient flows, once.
     """
+    ffc, pooled = _Covariance.apply(space)
+    return ffc, pooled
 
-    def __init__(self, mode: RunningMode) -> None:
-        if mode not in get_args(RunningMode):
-            raise ValueError(f"running moments: got mode {mode!r}, expected one of {get_args(RunningMode)}")
-        self.mode = mode
-        self._layers: list[Moments] | None = None
 
-    def combine(self, batch: Sequence[Moments]) -> list[Moments]:
-        """Return the moments of the finished chunks with this batch as the next one.
+def label_moments(pooled: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the weight of each class, (k,), and the weighted means of the pooled features, (c, k); k may be 0."""
+    if labels is None:
+        return pooled.new_zeros(0), pooled.new_zeros(pooled.shape[1], 0)
+    labels = labels.to(pooled.dtype)
+    label_weight = labels.sum(dim=0)
+    return label_weight, pooled.T @ labels / _one_where_zero(label_weight)
 
-        Args:
-            batch: Moments of the current chunk, one a layer.
 
-        Returns:
-            Moments, one a layer; the gradient flows through the batch only.
-        """
-        weighed = [self._weigh(moments) for moments in batch]
-        if self._layers is None:
-            return weighed
-        return [
-            # In float64 the finished part would turn the whole loss into float64.
-            done.to(dtype=new.ffc.dtype, device=new.ffc.device).merge(new, scatter_between=self.mode == "merge")
-            for done, new in zip(self._layers, weighed, strict=True)
-        ]
-
-    def update(self, batch: Sequence[Moments]) -> None:
-        """Count a finished chunk in, accumulating in float64."""
-        wide = [moments.detach().to(dtype=torch.float64) for moments in batch]
-        if self._layers is None:
-            self._layers = [self._weigh(moments) for moments in wide]
-        else:
-            self._layers = [
-                done.to(device=new.ffc.device).merge(self._weigh(new), scatter_between=self.mode == "merge")
-                for done, new in zip(self._layers, wide, strict=True)
-            ]
-
-    def state_dict(self) -> list[dict[str, Tensor]]:
-        """Return what a checkpoint has to hold: the fields of each layer; empty before any update."""
-        return [moments.tensors() for moments in self._layers or []]
-
-    def load_state_dict(self, state: Sequence[dict[str, Tensor]]) -> None:
-        """Take up the state of `state_dict`."""
-        self._layers = [Moments(**fields) for fields in state] or None
-
-    def _weigh(self, moments: Moments) -> Moments:
-        # In mode "mean" a chunk counts once, whatever its size, and once for each class it holds.
-        if self.mode == "merge":
-            return moments
-        return replace(
-            moments,
-            count=torch.ones_like(moments.count),
-            label_weight=(moments.label_weight > 0).to(moments.label_weight.dtype),
-        )
+def _between(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Return one + share · (other − one), in one pass over it."""
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return torch.lerp(one.to(dtype), other.to(dtype), share.to(dtype))
 
 
 def _one_where_zero(weight: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""Steps of a distillation to be timed, with and without the spectral loss, and how they are timed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import reference
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unidd_pl.allocator import keep_large_blocks
+from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
+from unidd_pl.comparison import environment
+from unidd_pl.features import FeatureTap, conv_layers
+from unidd_pl.files import atomic_write
+from unidd_pl.networks import build_network
+from unidd_pl.seeding import generator_for
+from unidd_pl.specs import DatasetSpec
+from unidd_pl.spectral import CFM, MatchingLoss, Moments, RunningMoments, batch_moments
+from unidd_pl.synthetic import clip
+from unidd_pl.teachers import freeze
+
+BETA, ETA, LR = 0.1, 0.1, 0.25  # as configs/cfm_cifar10.yaml
+WARM_UP = 5  # steps
+CALIBRATION = 200  # images that stand for the real data
+
+Loss = Literal["none", "reference", "ours"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to time.
+
+    Args:
+        network: Name of the teacher's network.
+        images: Images of the chunk.
+        image_size: Height and width, pixels.
+        num_classes: Classes of the data set.
+        loss: The spectral loss in it.
+        device: Where it runs.
+        bf16: Teacher under bfloat16 autocast; moments stay in float32.
+        channels_last: Memory format of network and images.
+        permuted: Ours with the reference's covariance, to see what ours gives.
+        closed_form: Ours with or without the closed-form gradient.
+        factored: Ours with or without Woodbury's identity.
+        chunks: Finished chunks in the running moments; 0 for none.
+        real_images: Images behind the real moments.
+    """
+
+    network: str = "convnet-w128-d3"
+    images: int = 10
+    image_size: int = 32
+    num_classes: int = 100
+    loss: Loss = "ours"
+    device: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+    permuted: bool = False
+    closed_form: bool = True
+    factored: bool = True
+    chunks: int = 1
+    real_images: int = CALIBRATION
+
+    def without_loss(self) -> Case:
+        """Return the floor of this case: the same step without its spectral loss."""
+        return replace(self, loss="none")
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Data set of the images."""
+        classes = tuple(f"{label:04d}" for label in range(self.num_classes))
+        return DatasetSpec("benchmark", classes, 3, self.image_size, (0.5,) * 3, (0.25,) * 3)
+
+
+def build_teacher(case: Case) -> nn.Module:
+    """Return a frozen network with random weights, whose BatchNorms know the statistics of noise."""
+    torch.manual_seed(0)
+    network = build_network(case.network, case.spec).to(case.device)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(20, *case.spec.image_shape, device=case.device))
+    freeze(network)
+    return network.to(memory_format=torch.channels_last) if case.channels_last else network
+
+
+def real_moments(case: Case, network: nn.Module, layers: tuple[str, ...]) -> list[Moments]:
+    """Return the moments of noise that stand for the real ones."""
+    total: list[Moments] | None = None
+    with torch.no_grad(), FeatureTap(network, layers) as tap:
+        for _ in range(case.real_images // 50):
+            network(torch.randn(50, *case.spec.image_shape, device=case.device))
+            batch = [Moments.of(x) for x in tap.features()]
+            total = batch if total is None else [one.merge(new) for one, new in zip(total, batch, strict=True)]
+    return total or []
+
+
+def make_loss(case: Case, real: list[Moments]) -> Callable[[list[Tensor]], Tensor]:
+    """Return the spectral loss of a case as a function of the features."""
+    method, betas = CFM(), [BETA] * len(real)
+    if case.loss == "reference":
+        done = [reference.Correlations.of_moments(one) for one in real]
+        targets = [reference.sides(method, one, BETA) for one in done]
+
+        def plain(features: list[Tensor]) -> Tensor:
+            batch = [reference.correlations(x.float()) for x in features]
+            if case.chunks:
+                batch = [reference.running("mean", one, case.chunks, new) for one, new in zip(done, batch, strict=True)]
+            return reference.spectral_loss(method, targets, batch, betas)
+
+        return plain
+    matching = MatchingLoss(method, real, BETA, closed_form=case.closed_form)
+    running = RunningMoments("mean")
+    for _ in range(case.chunks):
+        running.update(real)
+    factored = case.factored and matching.takes_factors
+
+    def ours(features: list[Tensor]) -> Tensor:
+        batch = [_permuted(x) if case.permuted else batch_moments(x, None, factored=factored) for x in features]
+        return matching.distances(running.combine(batch)).sum()
+
+    return ours
+
+
+def _permuted(features: Tensor) -> Moments:
+    """Return the moments that `reference.correlations` takes, for the rest of our loss."""
+    one = reference.correlations(features)
+    return Moments(one.mean.new_tensor(one.rows), one.mean, one.psi, one.weight, one.psi.new_zeros(len(one.psi), 0))
+
+
+def make_step(case: Case) -> Callable[[], None]:
+    """Return a function that does one step: A(x), forward, loss, backward to the images, Adam, clip."""
+    network = build_teacher(case)
+    spec, layers = case.spec, conv_layers(network)
+    images = nn.Parameter(clip(torch.randn(case.images, *spec.image_shape), spec).to(case.device))
+    if case.channels_last:
+        images.data = images.data.to(memory_format=torch.channels_last)
+    labels = torch.arange(case.images, device=case.device) % spec.num_classes
+    adam = torch.optim.Adam([images], lr=LR, betas=(0.5, 0.9))
+    loss_of = None if case.loss == "none" else make_loss(case, real_moments(case, network, layers))
+    iteration = 0
+
+    def step() -> None:
+        nonlocal iteration
+        generator = generator_for(0, iteration)
+        iteration += 1
+        x = random_resized_crop(images, generator, shared=True)
+        x = random_roll(random_flip(x, generator, shared=True), generator)
+        cast = torch.autocast(x.device.type, torch.bfloat16) if case.bf16 else nullcontext()
+        with cast, FeatureTap(network, layers if loss_of else ()) as tap:
+            loss = F.cross_entropy(network(x).float(), labels)
+            features = tap.features()
+        if loss_of:
+            loss = loss + ETA * loss_of(features)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            images.copy_(clip(images, spec))
+
+    return step
+
+
+def times_in_turn(
+    steps: dict[str, Callable[[], None]],
+    repeats: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the times of each step in ms, one of each in turn; the order turns with the repeats."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for repeat in range(WARM_UP + repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            _wait(device)
+            started = clock()
+            steps[name]()
+            _wait(device)
+            if repeat >= WARM_UP:
+                times[name].append(1e3 * (clock() - started))
+    return times
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median of each."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def start() -> None:
+    """Bring the process into the state of a run of `unidd`."""
+    keep_large_blocks()
+
+
+def circumstances(note: str = "") -> dict[str, Any]:
+    """Return versions, hardware, commit and date, as they belong beside every number."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    here = Path(__file__).parent
+    commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        **environment(), "processor": _processor(), "commit": commit,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "note": note,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write(path: Path | None, result: dict[str, Any]) -> None:
+    """Write JSON, if a path is given."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1))

@@ -1,0 +1,122 @@
+"""Running moments: those of the synthetic set so far, over chunks and rounds.
+
+Legend: c channels, k classes; Ψ feature–feature correlation (c, c), Φ feature–label correlation (c, k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense, kept_part
+from unidd_pl.spectral.moments import Moments
+
+RunningMode = Literal["mean", "merge"]
+
+_M = TypeVar("_M", bound=AnyMoments)
+
+
+class RunningMoments:
+    """Moments of the synthetic set so far, over chunks and rounds.
+
+    One chunk holds too few images for the statistics of a whole data set. With the finished chunks
+    added, a new chunk is optimised for what is still missing::
+
+        for chunk in chunks:                       # b = 1, 2, …
+            for iteration in iterations:
+                used = running.combine(batch)      # (1−1/b) Ψ̄ + (1/b) Ψ(batch) for mode "mean"
+                …                                  # gradient through the batch only
+            running.update(batch)                  # Ψ̄ ← (1−1/b) Ψ̄ + (1/b) Ψ(last forward pass)
+
+    Args:
+        mode: ``mean``, the cumulative mean over chunks, or ``merge``, the exact moments of all rows
+            (the mean of covariances misses the scatter between chunks). In ``mean`` a column of Φ is
+            averaged over the chunks that hold its class.
+
+    Raises:
+        ValueError: If the mode is neither.
+
+    References:
+        SPEC.md section 3, running synthetic moments.
+    """
+
+    def __init__(self, mode: RunningMode) -> None:
+        if mode not in get_args(RunningMode):
+            raise ValueError(f"running moments: got mode {mode!r}, expected one of {get_args(RunningMode)}")
+        self.mode = mode
+        self._layers: list[Moments] | None = None
+        self._narrow: list[Moments] = []  # the same in the precision of the batch, until the next update
+        self._bases: dict[int, tuple[int, Tensor]] = {}  # see `_base`
+
+    def combine(self, batch: Sequence[AnyMoments]) -> list[AnyMoments]:
+        """Return the moments of the finished chunks with this batch as the next one.
+
+        Args:
+            batch: Moments of the current chunk, one a layer.
+
+        Returns:
+            Moments, one a layer, factored where the batch's are; the gradient flows through the batch only.
+        """
+        weighed = [self._weigh(moments) for moments in batch]
+        if self._layers is None:
+            return weighed
+        between = self.mode == "merge"
+        merged: list[AnyMoments] = []
+        for index, (done, new) in enumerate(zip(self._narrowed(weighed), weighed, strict=True)):
+            if isinstance(new, FactoredMoments):
+                merged.append(new.onto(done, self._base(index, done, new), scatter_between=between))
+            else:
+                merged.append(done.merge(new, scatter_between=between))
+        return merged
+
+    def update(self, batch: Sequence[AnyMoments]) -> None:
+        """Count a finished chunk in, accumulating in float64."""
+        wide = [self._weigh(dense(moments).detach().to(dtype=torch.float64)) for moments in batch]
+        if self._layers is not None:
+            wide = [
+                done.to(device=new.ffc.device).merge(new, scatter_between=self.mode == "merge")
+                for done, new in zip(self._layers, wide, strict=True)
+            ]
+        self._take(wide)
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """Return what a checkpoint has to hold: the fields of each layer; empty before any update."""
+        return [moments.tensors() for moments in self._layers or []]
+
+    def load_state_dict(self, state: Sequence[dict[str, Tensor]]) -> None:
+        """Take up the state of `state_dict`."""
+        self._take([Moments(**fields) for fields in state] or None)
+
+    def _take(self, layers: list[Moments] | None) -> None:
+        self._layers = layers
+        self._narrow = []
+        self._bases = {}
+
+    def _narrowed(self, like: Sequence[AnyMoments]) -> list[Moments]:
+        """Return the finished part in the precision of the batch: in float64 the whole loss would become float64."""
+        first = like[0].mean
+        if not self._narrow or self._narrow[0].mean.dtype != first.dtype or self._narrow[0].mean.device != first.device:
+            self._narrow = [done.to(dtype=first.dtype, device=first.device) for done in self._layers or []]
+            self._bases = {}
+        return self._narrow
+
+    def _base(self, index: int, done: Moments, new: FactoredMoments) -> Tensor:
+        """Return what the finished part of a layer weighs beside a chunk, the same object for the whole chunk."""
+        rows = new.factor.shape[1]
+        if index not in self._bases or self._bases[index][0] != rows:
+            self._bases[index] = rows, kept_part(done, new.count)
+        return self._bases[index][1]
+
+    def _weigh(self, moments: _M) -> _M:
+        # In mode "mean" a chunk counts once, whatever its size, and once for each class it holds.
+        if self.mode == "merge":
+            return moments
+        return replace(
+            moments,
+            count=torch.ones_like(moments.count),
+            label_weight=(moments.label_weight > 0).to(moments.label_weight.dtype),
+        )
