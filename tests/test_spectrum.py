@@ -353,7 +353,7 @@ class TestBadInput:
         DistilledSet(folder_data.train.read([0]), torch.tensor([0]), other, {}).save(tmp_path / "o.safetensors")
         message = refused("--distilled", str(tmp_path / "o.safetensors"))
         assert "the distilled set does not fit the data" in message
-        assert "classes, in order, got ('one', 'two', 'three')" in message
+        assert "['one', 'two', 'three'] not among the 3 expected" in message
 
     def test_file_that_is_no_distilled_set(self, refused: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "no.safetensors").write_text("nothing")

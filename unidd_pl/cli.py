@@ -325,6 +325,7 @@ def _relabel(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from unidd_pl.evaluate import Evaluation
     from unidd_pl.evaluate_options import add_row_options, row_options
+    from unidd_pl.exchange import SetDescription
     from unidd_pl.pretraining import TeacherRecipe
     from unidd_pl.relabel_options import add_label_options
 
@@ -332,7 +333,8 @@ def _evaluate(arguments: list[str]) -> None:
     _add_accelerator(parser)
     parser.add_class_arguments(TeacherRecipe, "teacher")
     _add_student_options(parser, seeds=3)
-    parser.add_argument("--distilled", type=str, nargs="+", required=True, help="files written by `unidd fit`")
+    parser.add_argument("--distilled", type=str, nargs="+", required=True, help="sets of `unidd fit` or made elsewhere")
+    parser.add_class_arguments(SetDescription, "set")
     add_label_options(parser)
     parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
@@ -356,6 +358,7 @@ def _evaluate(arguments: list[str]) -> None:
         labels=[Path(name) for name in config.labels],
         teachers=config.teachers,
         overwrite=config.overwrite,
+        description=objects.set,
         config=_record(parser, config),
     ).run()
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
+from unidd_pl.preflight import check_teacher
 from unidd_pl.pretraining import TeacherRecipe
-from unidd_pl.stages import teacher_stage
+from unidd_pl.stages import device_of, teacher_stage
 from unidd_pl.teachers import Teacher, accuracy_of, find_teacher, freeze, load_teacher, read_about
 from unidd_pl.tracking import Tracking
 
@@ -93,7 +94,8 @@ def labelling_teacher(
         cached = find_teacher(known, cache / "teachers") if known else None
         if recipe.checkpoint is None and cached is not None:
             say(f"Teacher: the one that the set was distilled with, from {cached}")
-            return load_teacher(cached, None, data)
+            teacher = load_teacher(cached, None, data)
+            return check_teacher(teacher, data, cache, device_of(accelerator)) if recipe.check else teacher
         return teacher_stage(recipe, data, cache, tracking, accelerator=accelerator, config=config)
     recipes = [_recipe_of(recipe, checkpoint) for checkpoint in checkpoints]
     teachers = [teacher_stage(one, data, cache, tracking, accelerator=accelerator, config=config) for one in recipes]

@@ -15,16 +15,17 @@ from unidd_pl.console import say
 from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData
-from unidd_pl.distilled import DistilledSet
 from unidd_pl.ensembles import labelling_teacher
+from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
 from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
 from unidd_pl.networks import build_network
+from unidd_pl.preflight import check_labels, check_sets
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.rows import Row, seeds_then_rows
-from unidd_pl.specs import check_same_classes
+from unidd_pl.stages import device_of
 from unidd_pl.stored_labels import check_teacher, find_stores
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.teachers import Teacher, find_teacher
@@ -36,7 +37,8 @@ class Evaluation:
     """One `unidd evaluate`.
 
     Args:
-        distilled: Files of distilled sets, each a row of the table or, by `group_by`, averaged in one.
+        distilled: Distilled sets (files of `unidd fit`, exports, or made elsewhere), each a row of the table or, by
+            `group_by`, averaged in one.
         data: The real data: test images, and training images for the row of real ones.
         teacher: The teacher that labels. Without a checkpoint it is the one that the sets were distilled
             with, where the cache holds it.
@@ -48,6 +50,7 @@ class Evaluation:
         accelerator: Lightning's accelerator.
         output: JSON file of the results; None for ``evaluation.json`` beside the (first) distilled set.
         overwrite: Replace that file.
+        description: What sets made elsewhere do not say of themselves.
         precision: Lightning's precision of the students.
         workers: Students trained at once, each in a process of its own.
         baselines: Real images to hold the sets against; those drawn at random are always there.
@@ -87,6 +90,7 @@ class Evaluation:
         labels: Sequence[Path] = (),
         teachers: Sequence[str] = (),
         overwrite: bool = False,
+        description: SetDescription | None = None,
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
@@ -95,7 +99,7 @@ class Evaluation:
         if len(set(networks)) < max(1, len(networks)):
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
-        loaded = [DistilledSet.load(path) for path in self.paths]
+        loaded = [read_set(path, data.spec, description) for path in self.paths]
         groups = rows_of_sets(self.paths, loaded, group_by, list(ROW_NAMES.values()))
         self.sets = dict(zip(short_names(self.paths), loaded, strict=True))
         self.ipc = _common("images per class", {name: one.ipc for name, one in self.sets.items()})
@@ -108,9 +112,8 @@ class Evaluation:
         if self.stores:
             self.set_teacher = self.stores[0].teacher
         elif self.needs_teacher and teacher.checkpoint is None and not teachers:
-            self.set_teacher = _common(
-                "teacher", {name: one.manifest.get("teacher") for name, one in self.sets.items()}
-            )
+            named = {name: own for name, one in self.sets.items() if (own := one.manifest.get("teacher"))}
+            self.set_teacher = _common("teacher", named) if named else None  # sets made elsewhere name none
         self.val_split = val_split
         self.best_epoch = best_epoch
         self.teacher_recipe = teacher
@@ -129,8 +132,7 @@ class Evaluation:
 
     def _check(self, *, overwrite: bool) -> None:
         """Refuse what would only show after a teacher or a student was trained."""
-        for one in self.sets.values():
-            check_same_classes(one.spec, self.data.spec)
+        check_sets(self.sets, self.data.spec)
         check_writable(self.output.parent)
         if self.output.exists() and not overwrite:
             raise ValueError(
@@ -145,6 +147,8 @@ class Evaluation:
     def run(self) -> Comparison:
         """Train all students; print the table, the picture's path and how to open MLflow."""
         teacher = self._teacher()
+        if self.needs_teacher and self.teacher_recipe.check:
+            check_labels(self.sets, teacher, device_of(self.accelerator))
         self.training_sets.select(teacher, self.cache / "selections")
         comparison = Comparison(
             self.protocol,

@@ -23,7 +23,7 @@ def rows_of_sets(
     """Return the sets of each row by its name.
 
     A row of a single set is named by its method where it is the only row, else by its folder; a row of several by
-    their method where that tells the rows apart.
+    their method where that tells the rows apart. A set made elsewhere has the name that its file or description gives.
 
     Args:
         paths: Files of the sets.
@@ -44,7 +44,8 @@ def rows_of_sets(
     for places, method in zip(groups.values(), methods, strict=True):
         members = [sets[place] for place in places]
         _check_distinct([paths[place] for place in places], members)
-        folder = paths[places[0]].absolute().parent.name
+        foreign = "source" in members[0].manifest  # sets made elsewhere lie side by side, and have names of their own
+        folder = method if foreign else paths[places[0]].absolute().parent.name
         if methods.count(method) == 1 and (len(groups) == 1 or len(places) > 1):
             names.append(method)
         else:
@@ -52,7 +53,7 @@ def rows_of_sets(
         rows[names[-1]] = members
     if len({*names, *taken}) < len(names) + len(taken):
         raise ValueError(
-            f"got distilled sets in folders named {names}, expected names that differ: rows are named by them"
+            f"got distilled sets in folders or files named {names}, expected names that differ: rows are named by them"
         )
     return rows
 

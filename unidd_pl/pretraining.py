@@ -60,7 +60,8 @@ class TeacherRecipe:
         flip: Random horizontal flips.
         precision: Lightning's precision of the training, for example ``bf16-mixed``.
         seed: Seed of initialisation, order and augmentation.
-        check: Refuse a checkpoint whose predictions contradict the data's class order.
+        check: Refuse a teacher whose predictions contradict the data: one that knows too few of the test images, and a
+            plain state_dict whose class order differs.
 
     Raises:
         ValueError: If a number is out of range.

@@ -114,17 +114,31 @@ class DatasetSpec:
 
 
 def check_same_classes(distilled: DatasetSpec, data: DatasetSpec) -> None:
-    """Refuse a distilled set of other classes or another image shape than the data's.
+    """Refuse a distilled set of other classes, in another order or of another image shape than the data's.
 
     Raises:
         ValueError: If they differ.
     """
-    for what, got, expected in (
-        ("classes, in order,", distilled.classes, data.classes),
-        ("image shape", distilled.image_shape, data.image_shape),
-    ):
-        if got != expected:
-            raise ValueError(
-                f"the distilled set does not fit the data {data.name}; {what} got {got}, expected {expected}: "
-                "use the data set that it was distilled from"
-            )
+    if distilled.classes != data.classes:
+        raise ValueError(
+            f"the distilled set does not fit the data {data.name}; {_difference(distilled.classes, data.classes)}: "
+            "use the data set that it was distilled from"
+        )
+    if distilled.image_shape != data.image_shape:
+        raise ValueError(
+            f"the distilled set does not fit the data {data.name}; image shape got {distilled.image_shape}, expected "
+            f"{data.image_shape}: use the data at the size that it was distilled from (--data.init_args.image_size)"
+        )
+
+
+def _difference(got: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """Say in what two lists of classes differ, without the hundreds in which they do not."""
+    if set(got) == set(expected):
+        place = next(i for i, (one, other) in enumerate(zip(got, expected, strict=True)) if one != other)
+        return (
+            f"the same {len(got)} classes in another order: label {place} got {got[place]!r}, expected "
+            f"{expected[place]!r}"
+        )
+    strange = [name for name in got if name not in set(expected)][:3]
+    missing = [name for name in expected if name not in set(got)][:3]
+    return f"got {len(got)} classes, {strange} not among the {len(expected)} expected, which have {missing}"

@@ -12,6 +12,7 @@ from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
 from unidd_pl.features import layers_to_tap
 from unidd_pl.files import check_writable
+from unidd_pl.preflight import check_teacher, remember
 from unidd_pl.pretraining import TeacherRecipe, is_cached, obtain_teacher
 from unidd_pl.spectral import Method, Signal
 from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics, running_statistics
@@ -40,11 +41,13 @@ def teacher_stage(
         config: Resolved config as YAML, for the record.
 
     Raises:
-        ValueError: If the teacher does not fit the data.
+        ValueError: If the teacher does not fit the data, or knows too few of the test images.
     """
     folder = cache / "teachers"
     if is_cached(recipe, data, folder):
         teacher = obtain_teacher(recipe, data, folder)
+        if recipe.check:
+            teacher = check_teacher(teacher, data, cache, device_of(accelerator))
         say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
         return teacher
     check_writable(folder)
@@ -58,6 +61,8 @@ def teacher_stage(
         if teacher.accuracy is not None:
             run.metrics({"accuracy": teacher.accuracy})
         run.tag("teacher", teacher.fingerprint)
+    if teacher.accuracy is not None:  # measured at the end of the training
+        remember(teacher, data, cache, teacher.accuracy)
     minutes = (time.monotonic() - started) / 60
     say(f"Teacher: {_describe(teacher)}, trained in {minutes:.1f} min, kept in {teacher.path}")
     return teacher

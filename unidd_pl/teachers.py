@@ -44,7 +44,7 @@ class Teacher:
         network: The network in eval mode, without gradients for its weights.
         name: Name of the architecture.
         spec: The data set whose classes, in order, it predicts.
-        accuracy: Top-1 on the test split, in [0, 1]; None where there is no test split.
+        accuracy: Top-1 on the test split, in [0, 1]: what its file claims, or what was measured; None where neither is.
         path: File of the weights.
     """
 
@@ -90,7 +90,7 @@ def load_teacher(
         name: Name of the architecture; None takes the one that the file names.
         data: The real data.
         check: Try a plain state_dict on training images.
-        cache: Folder where a plain state_dict that was loaded before is known, with its accuracy.
+        cache: Folder where a plain state_dict that was tried before is known.
 
     Raises:
         ValueError: If architecture, class count, classes, their order or the normalisation differ.
@@ -119,8 +119,7 @@ def load_teacher(
         return Teacher(network, name, spec, known_about["accuracy"], path)
     if check and about is None:
         _check_class_order(path, network, spec, data.train)
-    accuracy = accuracy_of(network, spec, data.test) if data.has_test else None
-    return Teacher(network, name, spec, accuracy, path)
+    return Teacher(network, name, spec, None, path)
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
