@@ -297,7 +297,9 @@ class TestCommand:
     ) -> None:
         with pytest.raises(SystemExit):
             main([*arguments, "--distilled", str(sets / "exchanged")])
-        assert "classes of the set exchanged are in another order than the data's" in capsys.readouterr().err
+        assert (
+            f"classes of the set {sets / 'exchanged'} are in another order than the data's" in capsys.readouterr().err
+        )
         assert not (sets / "evaluation.json").exists()
         main([*arguments, "--distilled", str(sets / "exchanged"), "--teacher.check", "false"])
         assert (sets / "evaluation.json").exists()
