@@ -178,7 +178,7 @@ def set_of(
     """Return real images as a set whose labels stand for the classes in this order."""
     chosen = torch.cat([data.train.positions_of(label)[:ipc] for label in range(3)])
     labels = torch.tensor(order)[data.train.labels[chosen]]
-    source = {"source": {"path": "x", "format": "pt", "classes": ""}} if foreign else {}
+    source = {"source": {"path": "mine", "format": "pt", "classes": ""}} if foreign else {}
     return DistilledSet(data.train.read(chosen.tolist()), labels, data.spec, source)
 
 
@@ -186,7 +186,7 @@ class TestLabels:
     def test_agreement_is_said(
         self, teacher: Teacher, folder_data: ImageFolderData, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        check_labels({"mine": set_of(folder_data)}, teacher, CPU)
+        check_labels([set_of(folder_data)], teacher, CPU)
         assert "agrees with the labels of 18 of 18 images of mine" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -199,20 +199,20 @@ class TestLabels:
         with pytest.raises(
             ValueError, match=rf"the set mine are in another order.*most images of {named} .*set.classes"
         ):
-            check_labels({"mine": set_of(folder_data, order=order)}, teacher, CPU)
+            check_labels([set_of(folder_data, order=order)], teacher, CPU)
 
     def test_few_images_are_not_judged(self, teacher: Teacher, folder_data: ImageFolderData) -> None:
-        check_labels({"mine": set_of(folder_data, ipc=4, order=(1, 0, 2))}, teacher, CPU)
+        check_labels([set_of(folder_data, ipc=4, order=(1, 0, 2))], teacher, CPU)
 
     def test_a_set_that_is_not_recognised_passes(self, teacher: Teacher, folder_data: ImageFolderData) -> None:
         blue = set_of(folder_data)
         blue.images = blue.images[:1].expand_as(blue.images).clone()  # all classes look blue: no ring
-        check_labels({"mine": blue}, teacher, CPU)
+        check_labels([blue], teacher, CPU)
 
     def test_sets_made_here_are_not_asked_about(
         self, teacher: Teacher, folder_data: ImageFolderData, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        check_labels({"mine": set_of(folder_data, foreign=False)}, teacher, CPU)
+        check_labels([set_of(folder_data, foreign=False)], teacher, CPU)
         assert capsys.readouterr().out == ""
 
     def test_rings_among_others(self) -> None:

@@ -148,7 +148,7 @@ class Evaluation:
         """Train all students; print the table, the picture's path and how to open MLflow."""
         teacher = self._teacher()
         if self.needs_teacher and self.teacher_recipe.check:
-            check_labels(self.sets, teacher, device_of(self.accelerator))
+            check_labels(self.sets.values(), teacher, device_of(self.accelerator))
         self.training_sets.select(teacher, self.cache / "selections")
         comparison = Comparison(
             self.protocol,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def least_accuracy(claim: float | None, chance: float, images: int) -> float:
     return claim - max(CLAIM_TOLERANCE, CLAIM_DEVIATIONS * math.sqrt(share * (1 - share) / (images + 4)))
 
 
-def check_labels(sets: Mapping[str, DistilledSet], teacher: Teacher, device: torch.device) -> None:
+def check_labels(sets: Iterable[DistilledSet], teacher: Teacher, device: torch.device) -> None:
     """Ask the teacher for the classes of sets made elsewhere; refuse one whose classes are exchanged.
 
     Exchanged are classes that the teacher takes for each other in a ring: most images of each for the next one. A set
@@ -125,16 +125,17 @@ def check_labels(sets: Mapping[str, DistilledSet], teacher: Teacher, device: tor
     than five images, of which a vote would say nothing.
 
     Args:
-        sets: All sets by name; those made here carry the classes that they were optimised for and are left out.
+        sets: All sets; those made here carry the classes that they were optimised for and are left out.
         teacher: The teacher, whose class order is known to be the data's.
         device: Where to ask.
 
     Raises:
         ValueError: If classes are exchanged.
     """
-    for name, one in sets.items():
+    for one in sets:
         if not is_foreign(one):
             continue
+        name = one.manifest["source"]["path"]
         network = teacher.network.to(device)
         positions = _asked(one)
         guesses = torch.cat([_guesses(network, one, part, device) for part in torch.split(positions, _BATCH)])

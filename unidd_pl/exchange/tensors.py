@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unidd_pl.distilled import HEADER_KEY, DistilledSet
+from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.assembling import GIB, MAX_GIB, assemble, channels_first, check_shape, to_pixels_of
 from unidd_pl.exchange.classes import map_labels
 from unidd_pl.exchange.description import SetFacts
+from unidd_pl.headers import HEADER_KEY
 from unidd_pl.specs import DatasetSpec
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".npy", ".npz")
