@@ -153,7 +153,7 @@ def test_the_finished_chunks_alone(tmp_path: Path) -> None:
     schedule = Schedule(num_classes=3, chunk_size=2, num_rounds=2, iterations=5)
     store = filled(tmp_path, schedule)
     for step, count in ((0, 0), (4, 0), (5, 1), (10, 2), (19, 3), (20, 4)):
-        assert len(store.finished(schedule, step, "this run")) == count
+        assert len(list(store.finished(schedule, step, "this run"))) == count
 
 
 def test_a_chunk_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -169,6 +169,30 @@ def random_roll(images: Tensor, generator: torch.Generator, *, max_shift: int = 
     return images.roll((down, right), dims=(-2, -1))
 
 
+def random_shared_view(
+    images: Tensor, generator: torch.Generator, *, scale: tuple[float, float], flip: bool, max_shift: int
+) -> Tensor:
+    """Crop, perhaps flip, and roll the batch, with one draw for all of it: A of a distillation.
+
+    Args:
+        images: (n, c, h, w), floating point.
+        generator: Source of the randomness; the draw does not depend on n.
+        scale: Smallest and largest area of the crop, as a fraction of the image.
+        flip: Whether to flip at all.
+        max_shift: Largest shift in pixels.
+
+    Returns:
+        (n, c, h, w) in the pixel space of `images`; the gradient flows.
+
+    References:
+        SPEC.md section 3.
+    """
+    images = random_resized_crop(images, generator, scale=scale, shared=True)
+    if flip:
+        images = random_flip(images, generator, shared=True)
+    return random_roll(images, generator, max_shift=max_shift)
+
+
 def random_pad_crop(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
     """Pad each image with zeros and crop it back to its size at a random place, without interpolation.
 

@@ -17,6 +17,7 @@ from unidd_pl.console import Stopped
 
 COMMANDS = {
     "fit": "distil a training set: teacher and statistics where missing, then the synthetic images",
+    "plan": "say what a distillation will hold and cost, before any work",
     "evaluate": "train fresh networks on a distilled set and on real images, and compare them",
     "tune": "choose η and other settings of a distillation on a hold-out of the training set",
     "pretrain": "train a teacher, or check a given one",
@@ -73,6 +74,7 @@ def _dispatch(arguments: list[str]) -> None:
         _fit(command, rest)
         return
     runs = {
+        "plan": _plan,
         "evaluate": _evaluate,
         "tune": _tune,
         "pretrain": _pretrain,
@@ -111,6 +113,12 @@ def _fit(command: str, arguments: list[str]) -> None:
         run.fit()
     else:
         run.statistics()
+
+
+def _plan(arguments: list[str]) -> None:
+    from unidd_pl.plan import plan
+
+    plan(distillation_parser("plan"), arguments)
 
 
 def _tune(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
+from unidd_pl.augmentation import random_shared_view
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, digest_of
@@ -219,10 +219,7 @@ class DistillationModule(L.LightningModule):
         """Return A(images): one crop and one flip for the whole chunk, then one roll; the gradient flows."""
         position = self.position
         generator = generator_for(self.seed, "augment", position.round_index, position.chunk_index, position.iteration)
-        images = random_resized_crop(images, generator, scale=self.crop_scale, shared=True)
-        if self.flip:
-            images = random_flip(images, generator, shared=True)
-        return random_roll(images, generator, max_shift=self.max_roll)
+        return random_shared_view(images, generator, scale=self.crop_scale, flip=self.flip, max_shift=self.max_roll)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, clip to valid pixels, count; store the chunk if that was its last iteration.
@@ -261,7 +258,7 @@ class DistillationModule(L.LightningModule):
             raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
         check_same_run(state["made_from"], self._made_from())
         self.step = state["step"]
-        self._store.finished(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
+        self._store.check(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
             self.running_moments.load_state_dict(state["running_moments"])
         self.images.data = torch.empty_like(checkpoint["state_dict"]["images"])

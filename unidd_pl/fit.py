@@ -21,12 +21,13 @@ from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
+from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint
 from unidd_pl.spectral import ConstantCurriculum
-from unidd_pl.stages import statistics_stage, teacher_stage
+from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
@@ -216,6 +217,7 @@ class DistillationRun:
             )
         check_writable(self.output)
         self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
+        check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _checkpoint(self) -> Path | None:
         if self.checkpoint is None:

@@ -5,10 +5,10 @@ Legend: n images, c channels, h w space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -152,21 +152,34 @@ class ChunkStore:
         Raises:
             ValueError: If a chunk is missing or was made by another run.
         """
-        chunks = self.finished(schedule, schedule.num_rounds * schedule.steps_per_round, run)
-        return DistilledSet(
-            torch.cat([chunk.images for chunk in chunks]),
-            torch.cat([chunk.labels for chunk in chunks]),
-            self.spec,
-            dict(manifest),
-        )
+        # Filled chunk by chunk: beside the set itself only one chunk is in memory.
+        count = schedule.num_rounds * schedule.num_classes
+        images: Tensor | None = None
+        labels: list[Tensor] = []
+        done = 0
+        for chunk in self.finished(schedule, schedule.num_rounds * schedule.steps_per_round, run):
+            if images is None:
+                images = chunk.images.new_empty(count, *chunk.images.shape[1:])
+            images[done : done + len(chunk)] = chunk.images
+            labels.append(chunk.labels)
+            done += len(chunk)
+        return DistilledSet(cast("Tensor", images), torch.cat(labels), self.spec, dict(manifest))
 
-    def finished(self, schedule: Schedule, step: int, run: str) -> list[DistilledSet]:
-        """Return the chunks that are finished at a step, in order.
+    def check(self, schedule: Schedule, step: int, run: str) -> None:
+        """Read the chunks that are finished at a step, one at a time.
 
         Raises:
             ValueError: If one is missing or was made by another run.
         """
-        chunks: list[DistilledSet] = []
+        for _ in self.finished(schedule, step, run):
+            pass
+
+    def finished(self, schedule: Schedule, step: int, run: str) -> Iterator[DistilledSet]:
+        """Yield the chunks that are finished at a step, in order.
+
+        Raises:
+            ValueError: If one is missing or was made by another run.
+        """
         for number in range(step // schedule.iterations):
             path = self._path(*divmod(number, schedule.chunks_per_round))
             chunk = DistilledSet.load(path)
@@ -175,8 +188,7 @@ class ChunkStore:
                     f"the chunk {path} was made by another run: expected the chunks of this one; go on in the folder "
                     "of the run that the checkpoint is from, or start anew with --overwrite true"
                 )
-            chunks.append(chunk)
-        return chunks
+            yield chunk
 
     def _path(self, round_index: int, chunk_index: int) -> Path:
         return self.folder / f"round_{round_index:04d}_chunk_{chunk_index:03d}.safetensors"
