@@ -190,30 +190,61 @@ class TestCommands:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        main([*FIT, *SHORT, "--tracking.enabled", "true", "--trainer.log_every_n_steps", "1"])
-        tracked = [*EVALUATE, "--tracking.enabled", "true", "--seeds", "1"]
-        main([*tracked, "--distilled", "runs/cfm_digits/distilled.safetensors"])
-        assert "MLflow: mlflow ui --backend-store-uri sqlite:///runs/mlflow.db" in capsys.readouterr().out
+        # An address of its own: MLflow keeps the store of an address open, also where the folder changes below it.
+        uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+        where = ["--tracking.enabled", "true", "--tracking.uri", uri]
+        main([*FIT, *SHORT, *where, "--trainer.log_every_n_steps", "1"])
+        main([*EVALUATE, *where, "--seeds", "1", "--distilled", "runs/cfm_digits/distilled.safetensors"])
+        assert f"MLflow: mlflow ui --backend-store-uri {uri}" in capsys.readouterr().out
 
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient("sqlite:///runs/mlflow.db")
+        client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("unidd")
         assert experiment is not None
-        runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
-        assert runs.keys() == {"teacher", "statistics", "distillation", "evaluation"}
+        found = client.search_runs([experiment.experiment_id])
+        assert len(found) == 5  # the real images have an evaluation of their own
+        runs = {f"{run.data.tags['stage']} {run.data.tags.get('method', '')}".strip(): run for run in found}
+        assert runs.keys() == {
+            "teacher", "statistics", "distillation cfm", "evaluation cfm", "evaluation real images"
+        }  # fmt: skip
         assert all(run.info.status == "FINISHED" for run in runs.values())
-        distillation = runs["distillation"]
-        assert distillation.data.tags["method"] == "cfm"
-        assert distillation.data.tags["band"] == "low-to-high"
-        assert distillation.data.tags["teacher"] == runs["teacher"].data.tags["teacher"]
+        distillation, evaluation = runs["distillation cfm"], runs["evaluation cfm"]
+        assert distillation.data.tags["band"] == evaluation.data.tags["band"] == "low-to-high"
+        assert (
+            distillation.data.tags["teacher"] == evaluation.data.tags["teacher"] == runs["teacher"].data.tags["teacher"]
+        )
+        assert distillation.data.tags["statistics"] == runs["statistics"].data.tags["statistics"]
+        assert evaluation.data.tags["mlflow.parentRunId"] == distillation.info.run_id
+        assert "mlflow.parentRunId" not in runs["evaluation real images"].data.tags
+        # From an accuracy one query leads to the images, the config and the teacher.
+        made_by = f"tags.distilled_set = '{evaluation.data.tags['distilled_set']}' and tags.stage = 'distillation'"
+        assert [run.info.run_id for run in client.search_runs([experiment.experiment_id], made_by)] == [
+            distillation.info.run_id
+        ]
         betas = [point.value for point in client.get_metric_history(distillation.info.run_id, "beta")]
         assert {round(beta, 6) for beta in betas} == {0.1, 0.05}
-        names = distillation.data.metrics.keys()
-        assert {"loss/total", "loss/cross_entropy", "distance/layers.conv.0/resolvent_ffc"} <= names
+        metrics = distillation.data.metrics
+        assert {"loss/total", "loss/cross_entropy", "distance/layers.conv.0/resolvent_ffc"} <= metrics.keys()
+        assert {"coverage/flc_matched/low", "coverage/variance_ratio/low/layers.conv.1"} <= metrics.keys()
+        assert metrics["images_per_second"] > 0
+        assert metrics["memory_gib"] > 0.1
+        assert metrics["bytes"] == (tmp_path / "runs/cfm_digits/distilled.safetensors").stat().st_size
+        assert metrics["images_seen"] == 2 * 3 * 10
+        (read,) = distillation.inputs.dataset_inputs
+        assert read.dataset.name == "digits"
+        assert distillation.data.tags["data"].startswith(read.dataset.digest)
         files = {entry.path for entry in client.list_artifacts(distillation.info.run_id)}
-        assert files == {"config.yaml", "distilled.png", "distilled.safetensors"}
-        assert "tail_mean/convnet-w64-d2/cfm" in runs["evaluation"].data.metrics
+        assert files == {
+            "config.yaml", "distilled.png", "distilled.safetensors", "card.md", "spectrum.png", "spectrum.json",
+            "rounds",
+        }  # fmt: skip
+        rounds = [entry.path for entry in client.list_artifacts(distillation.info.run_id, "rounds")]
+        assert rounds == ["rounds/round_0000.png", "rounds/round_0001.png"]
+        score = evaluation.data.metrics["tail_mean/convnet-w64-d2/seed 0"]
+        assert evaluation.data.metrics["tail_mean/convnet-w64-d2"] == score
+        assert "tail_mean/convnet-w64-d2" in runs["evaluation real images"].data.metrics
+        assert not (tmp_path / "runs/outbox").exists()
 
     def test_passwords_stay_out_of_the_record(self, in_workplace: Path, tmp_path: Path) -> None:
         main([*FIT, *SHORT, "--tracking.uri", "http://me:secret@server", "--output_dir", str(tmp_path / "out")])

@@ -107,20 +107,6 @@ def test_save_names_the_folder_that_it_cannot_write_to(comparison: Comparison, t
         comparison.save(tmp_path / "file" / "comparison.json")
 
 
-def test_metrics_by_row(comparison: Comparison) -> None:
-    comparison.rows = comparison.rows[:2]
-    metrics = comparison.metrics()
-    assert metrics["tail_mean/convnet-w8-d2/distilled"] == pytest.approx(0.655)
-    assert metrics["last_epoch/convnet-w8-d2/distilled/std"] == pytest.approx(0.06 / 2**0.5)
-    assert metrics["last_epoch/convnet-w8-d2/real"] == pytest.approx(0.6)
-    assert "last_epoch/convnet-w8-d2/real/std" not in metrics
-    assert len(metrics) == 6
-
-
-def test_metrics_leave_out_a_row_without_students(comparison: Comparison) -> None:
-    assert not any("not begun" in key for key in comparison.metrics())
-
-
 def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:
     rows = [Row("a", "x"), Row("b", "x")]
     assert [(row.name, seed) for row, _, seed in seeds_then_rows(rows, 3)] == [

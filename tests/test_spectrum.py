@@ -315,7 +315,10 @@ class TestCommand:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("unidd")
         assert experiment is not None
-        (run,) = client.search_runs([experiment.experiment_id])  # teacher and statistics are from the cache
+        # Teacher and statistics are from the cache, and new to this experiment.
+        runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+        assert runs.keys() == {"teacher", "statistics", "spectrum"}
+        run = runs["spectrum"]
         assert (run.data.tags["stage"], run.info.status) == ("spectrum", "FINISHED")
         files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         assert {"spectrum.png", "spectrum.json"} <= files

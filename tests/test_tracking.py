@@ -21,9 +21,8 @@ from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
-from unidd_pl import tracking as tracking_file
 from unidd_pl.console import Stopped
-from unidd_pl.tracking import Tracking
+from unidd_pl.tracking import Tracking, store
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def client(tracking: Tracking) -> Any:
 @pytest.fixture
 def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run without MLflow's variables, and take away again what the code sets."""
-    for key in ("MLFLOW_TRACKING_URI", *tracking_file._IMPATIENT, *tracking_file._NO_TELEMETRY):
+    for key in ("MLFLOW_TRACKING_URI", *store._IMPATIENT, *store._NO_TELEMETRY):
         monkeypatch.setenv(key, "")  # so that monkeypatch remembers the key even where it is absent
         monkeypatch.delenv(key)
     yield
@@ -175,45 +174,6 @@ def test_trainer_logs_through_the_run(tracking: Tracking, client: Any, tmp_path:
     assert [f.path for f in client.list_artifacts(run.run_id)] == ["after"]  # no checkpoint but ours
 
 
-def test_failing_calls_warn_once_and_metrics_are_sent_later(
-    tracking: Tracking, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = 0
-
-    def away(*args: Any, **kwargs: Any) -> None:
-        nonlocal calls
-        calls += 1
-        time.sleep(0.05)
-        raise OSError("server away")
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with tracking.run("teacher", "away") as run:
-            assert run._client is not None
-            monkeypatch.setattr(run._client, "log_batch", away)
-            fit(run.logger, tmp_path)  # the training survives
-            for step in range(10, 30):
-                run.metrics({"later": step}, step)
-            assert calls <= 3  # each failure is followed by a pause
-            run.artifact(tmp_path / "absent")
-            monkeypatch.undo()
-    assert [str(w.message) for w in caught if "MLflow run" in str(w.message)] == [
-        f"MLflow run {run.run_id}: could not record params (server away); the stage goes on, "
-        "further failures of this run are not shown"
-    ]
-    assert len(client.get_metric_history(run.run_id, "later")) == 20
-    assert client.get_run(run.run_id).info.status == "FINISHED"
-
-
-def test_waiting_metrics_are_bounded(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_file, "_MAX_WAITING", 10)
-    with tracking.run("teacher", "bounded") as run:
-        run._retry_at = time.monotonic() + 100
-        for step in range(20):
-            run.metrics({"x": step}, step)
-        assert [metric.step for metric in run._waiting] == list(range(10, 20))
-
-
 def test_other_ranks_record_nothing(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     with tracking.run("teacher", "rank 1", config="a: 1") as run:
@@ -221,27 +181,6 @@ def test_other_ranks_record_nothing(tracking: Tracking, monkeypatch: pytest.Monk
         assert isinstance(run.logger, Logger)
         run.logger.log_metrics({"loss": 1.0}, 0)
         run.tag("a", "b")
-
-
-@pytest.mark.usefixtures("unset")
-def test_unreachable_server_fails_soon_with_the_cure() -> None:
-    tracking = Tracking(f"http://me:secret@127.0.0.1:{closed_port()}")
-    began = time.monotonic()
-    with pytest.raises(ValueError, match=r"--tracking\.enabled=false"), tracking.run("teacher", "never"):
-        pass
-    assert time.monotonic() - began < 10
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert "secret" not in tracking.ui_command()
-
-
-@pytest.mark.usefixtures("unset")
-def test_the_users_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracking = Tracking(f"http://127.0.0.1:{closed_port()}")
-    with pytest.raises(ValueError, match="cannot start"), tracking.run("teacher", "never"):
-        pass
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
 def test_unusable_database_fails_at_once(tmp_path: Path) -> None:
@@ -287,7 +226,7 @@ import sys
 from pathlib import Path
 sys.modules["mlflow"] = None  # importing it raises
 from unidd_pl.console import Stopped
-from unidd_pl.tracking import Tracking
+from unidd_pl.tracking import Tracking, store
 tracking = Tracking(enabled=False)
 with tracking.run("teacher", "name", {"a": "b"}, "c: 1") as run:
     assert run.run_id is None and run.logger is False

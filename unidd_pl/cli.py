@@ -26,6 +26,9 @@ COMMANDS = {
     "spectrum": "show the frequencies of the real features, what methods keep and what distilled sets match",
     "methods": "list the methods: band, terms, reference",
     "relabel": "write a teacher's soft labels of a distilled set once, for evaluations with stored labels",
+    "compare": "show runs of an MLflow experiment beside each other: a page, figures and tables",
+    "sweep": "distil and evaluate config files × settings × seeds, and compare them",
+    "sync": "send records that wait on this machine to their MLflow server",
     "export": "write a distilled set as a folder of PNG files",
 }
 DEFAULT_CACHE = "runs/cache"
@@ -84,7 +87,15 @@ def _dispatch(arguments: list[str]) -> None:
         "relabel": _relabel,
         "export": _export,
     }
-    runs[command](rest)
+    if command in runs:
+        runs[command](rest)
+    else:
+        from unidd_pl import study_commands
+
+        if command == "sweep":
+            study_commands.sweep(rest, COMMANDS[command], distillation_of, evaluation_of, evaluation_parser)
+        else:
+            getattr(study_commands, command)(rest, COMMANDS[command])
 
 
 def _usage() -> str:
@@ -98,17 +109,7 @@ def _usage() -> str:
 
 
 def _fit(command: str, arguments: list[str]) -> None:
-    parser = distillation_parser(command)
-    config, objects = _parsed(parser, arguments)
-    run = _distillation_run(
-        config,
-        objects,
-        objects.data,
-        Path(config.output_dir or f"runs/{_name_of(config)}"),
-        checkpoint=config.ckpt_path,
-        checkpoint_every=config.checkpoint_every,
-        config=_record(parser, config),
-    )
+    run = distillation_of(arguments, command)
     if command == "fit":
         run.fit()
     else:
@@ -119,6 +120,35 @@ def _plan(arguments: list[str]) -> None:
     from unidd_pl.plan import plan
 
     plan(distillation_parser("plan"), arguments)
+
+
+def distillation_of(
+    arguments: list[str],
+    command: str = "fit",
+    *,
+    shared: dict[str, Any] | None = None,
+    parent: dict[str, str] | None = None,
+) -> Any:
+    """Return the run that the arguments of `unidd fit` describe; `shared` holds data that are read once for many."""
+    parser = distillation_parser(command)
+    config, objects = _parsed(parser, arguments)
+    return _distillation_run(
+        config,
+        objects,
+        _shared_data(config, objects, shared),
+        Path(config.output_dir or f"runs/{_name_of(config)}"),
+        checkpoint=config.ckpt_path,
+        checkpoint_every=config.checkpoint_every,
+        config=_record(parser, config),
+        parent=parent,
+    )
+
+
+def _shared_data(config: Any, objects: Any, shared: dict[str, Any] | None) -> Any:
+    """Return the data of a config, or the same ones that were made before."""
+    if shared is None:
+        return objects.data
+    return shared.setdefault(json.dumps(config.data.as_dict(), sort_keys=True, default=str), objects.data)
 
 
 def _tune(arguments: list[str]) -> None:
@@ -331,27 +361,19 @@ def _relabel(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    from unidd_pl.evaluate import Evaluation
-    from unidd_pl.evaluate_options import add_row_options, row_options
-    from unidd_pl.exchange import SetDescription
-    from unidd_pl.pretraining import TeacherRecipe
-    from unidd_pl.relabel_options import add_label_options
+    evaluation_of(arguments).run()
 
-    parser = stage_parser("evaluate")
-    _add_accelerator(parser)
-    parser.add_class_arguments(TeacherRecipe, "teacher")
-    _add_student_options(parser, seeds=3)
-    parser.add_argument("--distilled", type=str, nargs="+", required=True, help="sets of `unidd fit` or made elsewhere")
-    parser.add_class_arguments(SetDescription, "set")
-    add_label_options(parser)
-    parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
-    parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
-    parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
-    add_row_options(parser)
+
+def evaluation_of(arguments: list[str], *, shared: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Return the evaluation that the arguments of `unidd evaluate` describe; `shared` as in `distillation_of`."""
+    from unidd_pl.evaluate import Evaluation
+    from unidd_pl.evaluate_options import row_options
+
+    parser = evaluation_parser()
     config, objects = _parsed(parser, arguments)
-    Evaluation(
+    return Evaluation(
         distilled=[Path(name) for name in config.distilled],
-        data=objects.data,
+        data=_shared_data(config, objects, shared),
         teacher=objects.teacher,
         protocol=objects.protocol,
         networks=_split(config.networks),
@@ -368,7 +390,29 @@ def _evaluate(arguments: list[str]) -> None:
         overwrite=config.overwrite,
         description=objects.set,
         config=_record(parser, config),
-    ).run()
+        **options,
+    )
+
+
+def evaluation_parser() -> Any:
+    """Return a parser of everything that an evaluation is made from."""
+    from unidd_pl.evaluate_options import add_row_options
+    from unidd_pl.exchange import SetDescription
+    from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.relabel_options import add_label_options
+
+    parser = stage_parser("evaluate")
+    _add_accelerator(parser)
+    parser.add_class_arguments(TeacherRecipe, "teacher")
+    _add_student_options(parser, seeds=3)
+    parser.add_argument("--distilled", type=str, nargs="+", required=True, help="sets of `unidd fit` or made elsewhere")
+    parser.add_class_arguments(SetDescription, "set")
+    add_label_options(parser)
+    parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
+    parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
+    add_row_options(parser)
+    return parser
 
 
 def _export(arguments: list[str]) -> None:

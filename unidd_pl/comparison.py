@@ -112,17 +112,6 @@ class Comparison:
                 writer.writerow([row.name, one.distilled, row.network, one.seed, *figures, *extras, *shared])
         return lines.getvalue()
 
-    def metrics(self) -> dict[str, float]:
-        """Return the means and deviations by row, for tracking."""
-        figures: dict[str, float] = {}
-        for row in (row for row in self.rows if row.scores):
-            for what, (mean, spread) in (("tail_mean", row.tail_mean), ("last_epoch", row.last_epoch)):
-                key = f"{what}/{row.network}/{row.name}"
-                figures[key] = mean
-                if spread is not None:
-                    figures[f"{key}/std"] = spread
-        return figures
-
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types, accuracies in [0, 1]."""
         differences = {name: differences_to(self.rows, name) for name in self.references}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from unidd_pl.data.holdout import HoldOutData
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.data.module import ImageData
 from unidd_pl.ensembles import labelling_teacher
+from unidd_pl.evaluation_records import EvaluationRecords, recorded
 from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
@@ -29,8 +30,10 @@ from unidd_pl.stages import device_of
 from unidd_pl.stored_labels import check_teacher, find_stores
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.teachers import Teacher, find_teacher
-from unidd_pl.tracking import StageRun, Tracking
+from unidd_pl.tracking import Tracking
 from unidd_pl.training_sets import TrainingSets
+
+RowChoice = Literal["both", "distilled", "real"]
 
 
 class Evaluation:
@@ -61,6 +64,8 @@ class Evaluation:
         labels: Files of stored labels, for a protocol that takes them; none for those beside the sets.
         teachers: Files of several teachers whose logits are averaged; see `labelling_teacher`.
         config: Resolved config as YAML, for the record.
+        rows: Which rows the table has: ``both``, the ``distilled`` sets, or the ``real`` images of their size.
+        parent: Tags of the MLflow run to nest the evaluations under; None for the run that distilled each set.
 
     Raises:
         ValueError: If a set does not fit the data, or the sets differ in images per class or teacher.
@@ -91,6 +96,8 @@ class Evaluation:
         teachers: Sequence[str] = (),
         overwrite: bool = False,
         description: SetDescription | None = None,
+        rows: RowChoice = "both",
+        parent: dict[str, str] | None = None,
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
@@ -128,6 +135,8 @@ class Evaluation:
         self.workers = workers
         self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
         self.config = config
+        self.rows = rows
+        self.parent = parent
         self._check(overwrite=overwrite)
 
     def _check(self, *, overwrite: bool) -> None:
@@ -165,27 +174,19 @@ class Evaluation:
             self.val_split,
             self.best_epoch,
         )
-        tags = {
-            **self._tags_of_sets(),
-            "dataset": self.data.spec.name,
-            "ipc": str(self.ipc),
-            "protocol": self.protocol.name,
-            "networks": ",".join(self.networks),
-            "teacher": teacher.fingerprint,
-        }
-        with self.tracking.run("evaluation", self.paths[0].parent.name, tags, self.config) as run:
+        comparison.rows = [
+            row for row in comparison.rows if self.rows == "both" or bool(row.distilled) != (self.rows == "real")
+        ]
+        with recorded(comparison, self.sets, self.all_data, self.tracking, self.config, self.parent) as records:
             places = list(seeds_then_rows(comparison.rows, self.seeds))
             settings = self._settings(teacher)
             for position, score in train_students(self._jobs(places), len(places), settings, self.workers):
-                row, distilled, seed = places[position]
-                row.file(replace(score, distilled=distilled))
-                for epoch, accuracy in score.accuracies.items():
-                    run.metrics({f"accuracy/{row.network}/{_place(row, distilled)}/seed {seed}": accuracy}, step=epoch)
+                row, distilled, _ = places[position]
+                filed = replace(score, distilled=distilled)
+                row.file(filed)
+                records.student(row, filed)
                 comparison.save(self.output)  # after each student, so that a stopped evaluation keeps its part
-            run.metrics(comparison.metrics())
-            for suffix in (".json", ".csv", ".md", ".tex"):
-                run.artifact(self.output.with_suffix(suffix))
-            self._report(comparison, run)
+            self._report(comparison, records)
         return comparison
 
     def _settings(self, teacher: Teacher) -> StudentSettings:
@@ -198,15 +199,6 @@ class Evaluation:
         for number, (row, distilled, seed) in enumerate(places, start=1):
             label = f"Student {number}/{len(places)} on {row.name}"
             yield StudentJob(row.network, self.training_sets.of(row, distilled, seed), seed, label, row.epochs)
-
-    def _tags_of_sets(self) -> dict[str, str]:
-        """Return what the sets are, separated by commas where there are several."""
-        sets = self.sets.values()
-        return {
-            "method": ",".join(str(one.manifest.get("method", "distilled")) for one in sets),
-            "band": ",".join(str(one.manifest.get("band", "")) for one in sets),
-            "distilled_set": ",".join(one.fingerprint() for one in sets),
-        }
 
     def _teacher(self) -> Teacher:
         if not self.needs_teacher:
@@ -234,23 +226,23 @@ class Evaluation:
                 )
         return teacher
 
-    def _report(self, comparison: Comparison, run: StageRun) -> None:
-        images = [path.with_suffix(".png") for path in self.paths]
-        for image, one in zip(images, self.sets.values(), strict=True):
+    def _report(self, comparison: Comparison, records: EvaluationRecords) -> None:
+        images = {
+            one.fingerprint(): path.with_suffix(".png")
+            for path, one in zip(self.paths, self.sets.values(), strict=True)
+        }
+        for image, one in zip(images.values(), self.sets.values(), strict=True):
             if not image.exists():
                 picture(one, image)
-            run.artifact(image)
+        records.finish(
+            comparison, [self.output.with_suffix(suffix) for suffix in (".json", ".csv", ".md", ".tex")], images
+        )
         say(f"\n{comparison.table()}\n")
         say(f"Figures: {self.output} (and .csv, .md, .tex)")
-        for image in images:
+        for image in images.values():
             say(f"Picture of the distilled images: {image}")
         if command := self.tracking.ui_command():
             say(f"MLflow: {command}")
-
-
-def _place(row: Row, distilled: str | None) -> str:
-    """Return the name of a row, with the set where it holds several."""
-    return f"{row.name}/{str(distilled)[:12]}" if len(row.distilled) > 1 else row.name
 
 
 def _common(what: str, values: Mapping[str, Any]) -> Any:

@@ -95,6 +95,24 @@ def picture(distilled: DistilledSet, path: str | Path, *, per_class: int = 10, m
         canvas.save(temporary, format="PNG")
 
 
+def card(distilled: DistilledSet) -> str:
+    """Return what a distilled set is, as Markdown: its facts and the config that made it."""
+    facts = {
+        "data set": distilled.spec.name,
+        "images": f"{len(distilled)}, {distilled.ipc} per class of {distilled.spec.num_classes}",
+        "pixels": f"{distilled.spec.image_shape}, {str(distilled.images.dtype).removeprefix('torch.')}",
+        "fingerprint": distilled.fingerprint(),
+        **{key: value for key, value in distilled.manifest.items() if key not in ("config", "environment")},
+        **{f"made with {key}": value for key, value in distilled.manifest.get("environment", {}).items()},
+    }
+    lines = [f"| {key.replace('_', ' ')} | {str(value).replace('|', chr(92) + '|')} |" for key, value in facts.items()]
+    config = str(distilled.manifest.get("config", ""))
+    title = f"# Distilled set: {distilled.manifest.get('method', 'images')} on {distilled.spec.name}"
+    return "\n".join(
+        [title, "", "| fact | value |", "| --- | --- |", *lines, "", "```yaml", config.rstrip(), "```", ""]
+    )
+
+
 def folder_names(classes: tuple[str, ...]) -> list[str]:
     """Return a folder name for every class, safe on every common file system and without collisions.
 

@@ -15,18 +15,22 @@ import lightning as L
 
 from unidd_pl.comparison import environment
 from unidd_pl.console import say
+from unidd_pl.coverage import FIGURE_FILE as COVERAGE_FIGURE
+from unidd_pl.coverage import RESULTS_FILE as COVERAGE_FILE
+from unidd_pl.coverage import write_coverage
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
-from unidd_pl.exports import picture
+from unidd_pl.exports import card, picture
 from unidd_pl.files import check_writable
+from unidd_pl.gauges import Gauges, RoundPictures
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint
-from unidd_pl.spectral import ConstantCurriculum
+from unidd_pl.spectral import ConstantCurriculum, Curriculum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
@@ -39,6 +43,8 @@ PICTURE_FILE = "distilled.png"
 CHECKPOINT_FILE = "last.ckpt"
 CONFIG_FILE = "config.yaml"
 CHUNK_FOLDER = "chunks"
+ROUNDS_FOLDER = "rounds"
+CARD_FILE = "card.md"
 
 _WHOLE_RUN = {
     "max_epochs": None,
@@ -73,6 +79,7 @@ class DistillationRun:
         pixel_type: Pixels of the distilled set.
         config: Resolved config as YAML, for the record.
         teacher_data: What the teacher is trained on where it is not ``data``, of which that may be a part.
+        parent: Tags of the MLflow run to nest the distillation under.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class DistillationRun:
         pixel_type: PixelType = "uint8",
         config: str = "",
         teacher_data: ImageData | None = None,
+        parent: dict[str, str] | None = None,
     ) -> None:
         self.module = module
         self.data = data
@@ -107,6 +115,7 @@ class DistillationRun:
         self.pixel_type: PixelType = pixel_type
         self.config = config
         self.teacher_data = teacher_data or data
+        self.parent = parent
 
     def statistics(self) -> Statistics:
         """Make sure of the teacher and its statistics."""
@@ -132,20 +141,25 @@ class DistillationRun:
             self._clear_output()
         (self.output / CONFIG_FILE).write_text(self.config)
         tags = self._tags(teacher, statistics)
-        with self.tracking.run("distillation", self.output.name, tags, self.config) as run:
-            self._distil(run, checkpoint)
+        with self.tracking.run("distillation", self.output.name, tags, self.config, parent=self.parent) as run:
+            run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
+            gauges = Gauges()
+            pictures = RoundPictures(store, run, self.output / ROUNDS_FOLDER)
+            self._distil(run, checkpoint, [gauges, pictures])
             distilled = store.assemble(
                 self.module.schedule, self._manifest(teacher, statistics), self.module.run_digest
             )
             self._write(distilled, run)
+            self._show_coverage(distilled, teacher, statistics, run)
+            run.metrics(self._cost(gauges, checkpoint), self.module.step)
         return self.output / DISTILLED_FILE
 
-    def _distil(self, run: StageRun, checkpoint: Path | None) -> None:
+    def _distil(self, run: StageRun, checkpoint: Path | None, gauges: list[L.Callback]) -> None:
         module = self.module
         resume_point = ResumePoint(
             self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)
         )
-        callbacks = [*self._own_callbacks, resume_point]
+        callbacks = [*self._own_callbacks, *gauges, resume_point]  # what stops a run comes last
         if self.trainer_arguments.get("enable_progress_bar") is not False:
             callbacks.append(RunProgressBar("Distilling", "round"))
         logger = self.trainer_arguments.get("logger")
@@ -167,9 +181,30 @@ class DistillationRun:
         picture(distilled, self.output / PICTURE_FILE)
         run.artifact(path)
         run.artifact(self.output / PICTURE_FILE)
+        run.text(card(distilled), CARD_FILE)
         run.tag("distilled_set", distilled.fingerprint())
         say(f"Distilled set: {len(distilled)} images in {path}")
         say(f"Picture: {self.output / PICTURE_FILE}")
+
+    def _show_coverage(self, distilled: DistilledSet, teacher: Teacher, statistics: Statistics, run: StageRun) -> None:
+        """Measure which part of the real spectrum the set holds, where that is recorded."""
+        if not self.tracking.enabled:
+            return
+        figures = write_coverage(
+            distilled, self.module.method, self.module.beta, self._curriculum, teacher, statistics, self.output,
+            batch_size=self.statistics_recipe.batch_size, device=device_of(self._accelerator),
+        )  # fmt: skip
+        run.metrics(figures, self.module.step)
+        for name in (COVERAGE_FIGURE, COVERAGE_FILE):
+            run.artifact(self.output / name)
+
+    def _cost(self, gauges: Gauges, checkpoint: Path | None) -> dict[str, float]:
+        """Return what the set cost: bytes, images that the teacher saw, and seconds where the run was not resumed."""
+        cost = {
+            "bytes": float((self.output / DISTILLED_FILE).stat().st_size),
+            "images_seen": float(self.module.ipc * self.module.iterations * self.module.spec.num_classes),
+        }
+        return cost if checkpoint is not None else {**cost, "seconds": gauges.seconds}
 
     # ---- stages ----
 
@@ -234,14 +269,15 @@ class DistillationRun:
     def _clear_output(self) -> None:
         """Remove what an earlier run left: a part of it must not pass for a part of this one."""
         shutil.rmtree(self.output / CHUNK_FOLDER, ignore_errors=True)
-        for name in (CHECKPOINT_FILE, DISTILLED_FILE, PICTURE_FILE):
+        shutil.rmtree(self.output / ROUNDS_FOLDER, ignore_errors=True)
+        for name in (CHECKPOINT_FILE, DISTILLED_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE):
             (self.output / name).unlink(missing_ok=True)
 
     def _check_curriculum(self) -> None:
-        curricula = [one.curriculum for one in self._own_callbacks if isinstance(one, CurriculumCallback)]
-        moving = any(not isinstance(curriculum, ConstantCurriculum) for curriculum in curricula)
+        curriculum = self._curriculum
+        moving = curriculum is not None and not isinstance(curriculum, ConstantCurriculum)
         method = self.module.method
-        if method.scheduled and not curricula:
+        if method.scheduled and curriculum is None:
             raise ValueError(
                 f"method {method.name} needs a curriculum on β: add a CurriculumCallback to "
                 "trainer.callbacks, or use HFM for a fixed β"
@@ -273,6 +309,11 @@ class DistillationRun:
         given = self.trainer_arguments.get("callbacks") or []
         return list(given) if isinstance(given, (list, tuple)) else [given]
 
+    @property
+    def _curriculum(self) -> Curriculum | None:
+        callbacks = (one for one in self._own_callbacks if isinstance(one, CurriculumCallback))
+        return next((one.curriculum for one in callbacks), None)
+
     # ---- records ----
 
     def _tags(self, teacher: Teacher, statistics: Statistics) -> dict[str, str]:
@@ -281,6 +322,7 @@ class DistillationRun:
             "band": self.module.method.band,
             "dataset": teacher.spec.name,
             "ipc": str(self.module.ipc),
+            "seed": str(self.module.seed),
             "teacher": teacher.fingerprint,
             "statistics": statistics.fingerprint,
             "data": self.data.fingerprint,

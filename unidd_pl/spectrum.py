@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from unidd_pl.band_pictures import PICTURED_BANDS, band_images, draw_band_pictures, first_of_each_class, hidden
-from unidd_pl.bands import LayerSpectrum
 from unidd_pl.comparison import environment
 from unidd_pl.console import say
+from unidd_pl.coverage import FIGURE_FILE, RESULTS_FILE, matches_of, spectra_of
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
@@ -23,18 +21,15 @@ from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.responses import methods_beside, responses
 from unidd_pl.specs import check_same_classes
 from unidd_pl.spectral import HFM, Curriculum
-from unidd_pl.spectrum_figure import draw_spectrum
+from unidd_pl.spectrum_figure import draw_spectrum, shown_layers
 from unidd_pl.spectrum_results import Spectrum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
-from unidd_pl.statistics import Statistics, StatisticsRecipe, gather_moments
+from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
 
-FIGURE_FILE = "spectrum.png"
-RESULTS_FILE = "spectrum.json"
 RESULTS_FORMAT = "unidd-spectrum-1"
 
-_ALL_SHOWN = 4  # layers; of more, the figure shows three unless told which
 _COMMON_STEM = "distilled"  # what `unidd fit` calls every file: the folder tells them apart
 
 
@@ -125,21 +120,13 @@ class SpectrumReport:
 
     def _analyse(self, teacher: Teacher, statistics: Statistics) -> Spectrum:
         module = self.module
-        pairs = zip(statistics.layers, statistics.moments, strict=True)
-        spectra = tuple(LayerSpectrum.of(layer, moments) for layer, moments in pairs)
+        spectra = spectra_of(statistics)
         filters = responses(
             methods_beside(module.method), module.beta, module.ipc, statistics.spectra, self._curriculum
         )
-        device = device_of(self._accelerator)
-        matches = {}
-        for name, one in self.sets.items():
-            size = self.statistics_recipe.batch_size
-            batches = zip(torch.split(one.images, size), torch.split(one.labels, size), strict=True)
-            # As the teacher sees them: without augmentation, as the real images.
-            moments = gather_moments(
-                teacher, batches, statistics.layers, statistics.signal, self.data.spec, device=device
-            )
-            matches[name] = tuple(real.compare(synthetic) for real, synthetic in zip(spectra, moments, strict=True))
+        matches = matches_of(
+            self.sets, teacher, statistics, spectra, self.statistics_recipe.batch_size, device_of(self._accelerator)
+        )
         return Spectrum(spectra, filters, matches)
 
     def _write(
@@ -200,8 +187,7 @@ class SpectrumReport:
             raise ValueError(f"got layers {missing}, expected some of {', '.join(names)}: correct --layers")
         if self.layers:
             return [names.index(name) for name in self.layers]
-        count = len(names)
-        return list(range(count)) if count <= _ALL_SHOWN else [0, count // 2, count - 1]
+        return shown_layers(len(names))
 
     @property
     def _accelerator(self) -> str:

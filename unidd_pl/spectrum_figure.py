@@ -30,6 +30,7 @@ _FILTER_STYLES = (("#000000", "--"), ("#0072B2", "-"), ("#009E73", "-"), ("#009E
 _SET_STYLES = (("#56B4E9", "o"), ("#E69F00", "^"), ("#009E73", "s"), ("#CC79A7", "D"))
 _SWEEP, _SWEEP_FROM, _SWEEP_TO = "YlOrBr", 0.35, 1.0  # colour map of the rounds: from light to dark
 
+_ALL_SHOWN = 4  # layers; of more, the figure shows three
 _GRID_POINTS = 200  # of a response curve
 _SHADE = 0.13  # opacity of a band
 _LEAST_SHARE = -1.0  # where the axis of matched shares ends; longer bars are cut, with their value beside them
@@ -37,6 +38,11 @@ _WORTH_AN_ARROW = 0.15  # of the axis; where the first and the last round differ
 _WIDTH, _ROW_HEIGHT, _FRAME_HEIGHT = 17.0, 3.7, 2.4  # inches
 _DPI = 100
 _X_LABEL = "λ, eigenvalue of the real FFC (large = low frequency)"
+
+
+def shown_layers(count: int) -> list[int]:
+    """Return the positions of the layers to draw: all of a few, the first, the middle and the last of many."""
+    return list(range(count)) if count <= _ALL_SHOWN else [0, count // 2, count - 1]
 
 
 def draw_spectrum(

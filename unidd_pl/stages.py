@@ -49,6 +49,7 @@ def teacher_stage(
         if recipe.check:
             teacher = check_teacher(teacher, data, cache, device_of(accelerator))
         say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
+        _record_cached_teacher(teacher, data, tracking)
         return teacher
     check_writable(folder)
     if data.has_test:
@@ -61,6 +62,7 @@ def teacher_stage(
         if teacher.accuracy is not None:
             run.metrics({"accuracy": teacher.accuracy})
         run.tag("teacher", teacher.fingerprint)
+        run.input(teacher.spec.name, data.fingerprint, data.dataset_name, "training")
     if teacher.accuracy is not None:  # measured at the end of the training
         remember(teacher, data, cache, teacher.accuracy)
     minutes = (time.monotonic() - started) / 60
@@ -95,11 +97,29 @@ def statistics_stage(
     )
     about = f"{len(layers)} layers, signal {signal}, {len(data.train)} images"
     say(f"Statistics: {about}, {'gathered and kept in' if gathered else 'from'} {path}")
-    if gathered:
-        tags = {"dataset": data.dataset_name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
-        with tracking.run("statistics", f"{teacher.name} on {data.dataset_name}", tags, config) as run:
-            run.artifact(path)
+    tags = {"dataset": data.dataset_name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
+    # Shared statistics are recorded once in every experiment that uses them.
+    unless = None if gathered else {"stage": "statistics", "statistics": statistics.fingerprint}
+    name = f"{teacher.name} on {data.dataset_name}"
+    with tracking.run("statistics", name, tags, config if gathered else None, unless=unless) as run:
+        run.input(teacher.spec.name, data.fingerprint, data.dataset_name, "statistics")
+        run.artifact(path)
     return statistics
+
+
+def _record_cached_teacher(teacher: Teacher, data: ImageData, tracking: Tracking) -> None:
+    """Record a teacher that was trained before, or elsewhere, once in every experiment that uses it."""
+    unless = {"stage": "teacher", "teacher": teacher.fingerprint}
+    tags = {
+        "dataset": data.dataset_name,
+        "network": teacher.name,
+        "teacher": teacher.fingerprint,
+        "file": str(teacher.path),
+        "trained": "before",
+    }
+    with tracking.run("teacher", f"{teacher.name} on {data.dataset_name}", tags, unless=unless) as run:
+        if teacher.accuracy is not None:
+            run.metrics({"accuracy": teacher.accuracy})
 
 
 def device_of(accelerator: str) -> torch.device:

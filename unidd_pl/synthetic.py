@@ -165,6 +165,15 @@ class ChunkStore:
             done += len(chunk)
         return DistilledSet(cast("Tensor", images), torch.cat(labels), self.spec, dict(manifest))
 
+    def of_round(self, round_index: int) -> DistilledSet:
+        """Return the finished images of one round, in the order of the classes."""
+        paths = sorted(
+            self.folder.glob(f"{self._path(round_index, 0).name.partition('_chunk_')[0]}_chunk_*.safetensors")
+        )
+        chunks = [DistilledSet.load(path) for path in paths]
+        images, labels = (torch.cat(parts) for parts in ([c.images for c in chunks], [c.labels for c in chunks]))
+        return DistilledSet(images, labels, self.spec, {})
+
     def check(self, schedule: Schedule, step: int, run: str) -> None:
         """Read the chunks that are finished at a step, one at a time.
 
