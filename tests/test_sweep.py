@@ -55,7 +55,7 @@ def test_runs_are_nested(swept: Path) -> None:
         stages.setdefault(f"{run.tags['stage']} {run.tags.get('method', '')}".strip(), []).append(
             "" if parent is None else parent.tags["stage"]
         )
-    assert stages.pop("report cfm,dm,real images") == ["sweep"]
+    assert stages.pop("report dm,cfm,real images") == ["sweep"]
     assert stages == {
         "sweep": [""], "teacher": [""], "statistics": ["", ""],
         "distillation cfm": ["sweep"] * 2, "distillation dm": ["sweep"] * 2,
@@ -66,7 +66,7 @@ def test_runs_are_nested(swept: Path) -> None:
 
 def test_the_report_tells_the_points_apart(swept: Path) -> None:
     table = (swept / "out/report/table.md").read_text()
-    for label in ("cfm, eta=0.1", "cfm, eta=1", "dm, eta=0.1", "dm, eta=1", "real images"):
+    for label in ("cfm, eta=0.1", "cfm, eta=1.0", "dm, eta=0.1", "dm, eta=1.0", "real images"):
         assert f"| {label} " in table
 
 
