@@ -13,6 +13,7 @@ from beton_files import convert_all, photographs
 from unidd_pl.data import BetonImages, ImageFolderData, LabelledImages, RandomCrops
 from unidd_pl.data.conversion import load_beton
 from unidd_pl.data.holdout import HoldOutData
+from unidd_pl.data.order import Shard
 
 FFCV = pytest.param("ffcv", marks=pytest.mark.ffcv)
 LOADERS = ["memory", "files", FFCV]
@@ -108,6 +109,32 @@ class TestContract:
         pairs = list(zip(*loaders, strict=True))
         for position, expected in enumerate(alone):
             assert torch.equal(torch.cat([pair[position][0] for pair in pairs]), expected)
+
+    @pytest.mark.parametrize("shuffled", [False, True])
+    @pytest.mark.parametrize("pad", [False, True])
+    def test_shares_of_processes_make_up_the_whole(self, images: LabelledImages, shuffled: bool, pad: bool) -> None:
+        whole, *shares = (
+            [
+                torch.cat([pixels for pixels, _ in loader])
+                for loader in [images.loader(BATCH, generator=seeded() if shuffled else None, shard=shard)]
+                for _ in range(2)  # epochs
+            ]
+            for shard in (Shard(0, 1), *(Shard(rank, 3, pad=pad) for rank in range(3)))
+        )
+        for epoch, expected in enumerate(whole):
+            lengths = [len(share[epoch]) for share in shares]
+            assert lengths == ([5, 5, 5] if pad else [5, 5, 4])
+            padded = torch.cat([expected, expected[:1]]) if pad else expected
+            for rank, share in enumerate(shares):
+                assert torch.equal(share[epoch], padded[rank::3])
+
+    def test_going_on_within_a_pass(self, images: LabelledImages) -> None:
+        whole, rest = list(images.loader(BATCH)), images.loader(BATCH, first=2 * BATCH)
+        assert len(rest) == 2
+        for (pixels, labels), (expected, expected_labels) in zip(rest, whole[2:], strict=True):
+            assert torch.equal(pixels, expected)
+            assert torch.equal(labels, expected_labels)
+        assert list(images.loader(BATCH, first=COUNT)) == []
 
 
 class TestCrops:

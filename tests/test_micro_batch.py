@@ -20,13 +20,14 @@ from unidd_pl.augmentation import random_resized_crop, random_roll
 from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.features import layers_to_tap
+from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
 from unidd_pl.objective import ChunkObjective, look, look_in_parts
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import Running
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import CFM, METHODS, MatchingLoss, Method, RunningMode, RunningMoments, Signal
-from unidd_pl.statistics import Statistics, gather_moments, gather_statistics
+from unidd_pl.statistics import Statistics, gather_statistics
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 

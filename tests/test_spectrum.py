@@ -22,6 +22,7 @@ from unidd_pl.bands import BANDS, LIVING_BANDS, LayerSpectrum
 from unidd_pl.cli import main
 from unidd_pl.data import ImageFolderData
 from unidd_pl.distilled import DistilledSet
+from unidd_pl.moment_pass import gather_moments
 from unidd_pl.responses import MAX_ROUNDS, Response, methods_beside, responses, shown_rounds
 from unidd_pl.spectral import (
     CFM,
@@ -36,7 +37,7 @@ from unidd_pl.spectral import (
 )
 from unidd_pl.spectrum_figure import draw_spectrum
 from unidd_pl.spectrum_results import Spectrum
-from unidd_pl.statistics import Statistics, gather_moments, load_statistics
+from unidd_pl.statistics import Statistics, load_statistics
 from unidd_pl.teachers import Teacher
 
 CONFIGS = Path(__file__).parent.parent / "configs"

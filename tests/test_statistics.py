@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from torch import Tensor
 from unidd_pl import statistics as statistics_file
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import FeatureTap
+from unidd_pl.moment_pass import label_weights
 from unidd_pl.networks import build_network
 from unidd_pl.spectral import DM, SIGNALS, Signal
 from unidd_pl.stages import device_of, statistics_stage
@@ -23,7 +27,6 @@ from unidd_pl.statistics import (
     StatisticsRecipe,
     conditions,
     gather_statistics,
-    label_weights,
     load_statistics,
     obtain_statistics,
     save_statistics,
@@ -295,3 +298,131 @@ class TestStage:
 
     def test_device_of_an_accelerator(self) -> None:
         assert device_of("cpu") == torch.device("cpu")
+
+
+class TestGoingOn:
+    """A pass that was stopped is taken up where it was last saved, and gives the same bits."""
+
+    def gather(self, teacher: Teacher, data: ImageFolderData, part: Path, **changes: Any) -> Statistics:
+        settings: dict[str, Any] = {"batch_size": 7, "part": part, "save_every": 0.0, "signal": "class", **changes}
+        return gather_statistics(teacher, data, LAYERS, **settings)
+
+    @pytest.fixture
+    def stopped(self, tiny_teacher: Teacher, image_folder: Path, tmp_path: Path) -> Path:
+        """The part of a pass that ends in its fourth batch of five."""
+        path = tmp_path / "one.part.safetensors"
+        seen: list[int] = []
+
+        def stop(*_: object) -> None:
+            seen.append(1)
+            if len(seen) == 4:
+                raise KeyboardInterrupt
+
+        handle = tiny_teacher.network.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            self.gather(tiny_teacher, ImageFolderData(str(image_folder), in_memory_gib=0), path)
+        handle.remove()
+        return path
+
+    @pytest.mark.parametrize("in_memory_gib", [0.0, 1.0])
+    def test_gives_the_same_bits_and_reads_the_rest_only(
+        self, tiny_teacher: Teacher, image_folder: Path, stopped: Path, capsys: pytest.CaptureFixture[str],
+        in_memory_gib: float,
+    ) -> None:  # fmt: skip
+        data = ImageFolderData(str(image_folder), in_memory_gib=in_memory_gib)
+        whole = gather_statistics(tiny_teacher, data, LAYERS, "class", batch_size=7)
+        if in_memory_gib:  # files are known by their names, images in memory by their pixels: another pass
+            assert_same(self.gather(tiny_teacher, data, stopped), whole)
+            assert "is of another pass; starting this one anew" in capsys.readouterr().out
+            return
+        sizes: list[int] = []
+        handle = tiny_teacher.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        resumed = self.gather(tiny_teacher, data, stopped)
+        handle.remove()
+        assert sizes == [7, 2], "three of five batches were done"
+        assert_same(resumed, whole)
+        assert "21 images were done before, going on from" in capsys.readouterr().out
+
+    def test_stopped_after_the_last_batch(
+        self, tiny_teacher: Teacher, folder_data: ImageFolderData, tmp_path: Path
+    ) -> None:
+        whole = self.gather(tiny_teacher, folder_data, tmp_path / "one.part.safetensors")
+        assert_same(self.gather(tiny_teacher, folder_data, tmp_path / "one.part.safetensors"), whole)
+
+    @pytest.mark.parametrize("changes", [{"batch_size": 6}, {"signal": "mean"}])
+    def test_another_pass_is_not_taken_up(
+        self, tiny_teacher: Teacher, image_folder: Path, stopped: Path, capsys: pytest.CaptureFixture[str],
+        changes: dict[str, Any],
+    ) -> None:  # fmt: skip
+        data = ImageFolderData(str(image_folder), in_memory_gib=0)
+        expected = gather_statistics(
+            tiny_teacher, data, LAYERS, changes.get("signal", "class"), batch_size=changes.get("batch_size", 7)
+        )
+        assert_same(self.gather(tiny_teacher, data, stopped, **changes), expected)
+        assert "is of another pass; starting this one anew" in capsys.readouterr().out
+
+    def test_a_damaged_part_is_not_taken_up(
+        self, tiny_teacher: Teacher, image_folder: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stopped.write_bytes(stopped.read_bytes()[:-50])
+        data = ImageFolderData(str(image_folder), in_memory_gib=0)
+        expected = gather_statistics(tiny_teacher, data, LAYERS, "class", batch_size=7)
+        assert_same(self.gather(tiny_teacher, data, stopped), expected)
+        assert "starting the pass anew" in capsys.readouterr().out
+
+    def test_saves_when_it_is_time_and_removes_what_is_done(
+        self, tiny_teacher: Teacher, folder_data: ImageFolderData, tmp_path: Path
+    ) -> None:
+        self.gather(tiny_teacher, folder_data, tmp_path / "late.safetensors", save_every=1000.0)
+        assert not (tmp_path / "late.safetensors").exists()
+        recipe = StatisticsRecipe(batch_size=7, save_every=0)
+        obtain_statistics(recipe, tiny_teacher, folder_data, LAYERS, "class", tmp_path)
+        assert [path.suffixes for path in tmp_path.iterdir()] == [[".safetensors"]]
+
+    def test_seconds_out_of_range(self) -> None:
+        with pytest.raises(ValueError, match=r"statistics\.save_every: got -1, expected at least 0 seconds"):
+            StatisticsRecipe(save_every=-1)
+
+
+def test_a_killed_command_goes_on(image_folder: Path, tmp_path: Path) -> None:
+    """`unidd statistics`, killed outright in the middle of the pass, then the same command: the same bits."""
+    script = (
+        "import sys, time, unidd_pl.statistics as statistics\n"
+        "from unidd_pl.cli import main\n"
+        "whole = statistics.running_totals\n"
+        "def slow(*arguments):\n"
+        "    for total in whole(*arguments):\n"
+        "        yield total\n"
+        "        time.sleep(float(sys.argv[1]))\n"
+        "statistics.running_totals = slow\n"
+        "main(sys.argv[2:])\n"
+    )
+    config = Path(__file__).parent.parent / "configs/cfm_folder.yaml"
+    arguments = [
+        "statistics", "--config", str(config), "--data.init_args.root", str(image_folder),
+        "--data.init_args.in_memory_gib", "0", "--teacher.network", "convnet-w4-d1", "--teacher.epochs", "1",
+        "--statistics.batch_size", "7", "--statistics.save_every", "0", "--tracking.enabled", "false",
+        "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+
+    def start(pause: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, pause, *arguments], cwd=tmp_path, text=True, stdout=subprocess.PIPE
+        )
+
+    folder = tmp_path / "runs/cache/statistics"
+    process = start("60")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.part.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.communicate(timeout=60)
+    assert [path.suffixes for path in folder.glob("[!.]*")] == [[".part", ".safetensors"]]
+    resumed, _ = start("0").communicate(timeout=120)
+    assert "7 images were done before, going on from" in resumed.replace("\n", " ")
+    (kept,) = folder.glob("[!.]*")
+    moments = load_statistics(kept)
+    kept.unlink()
+    whole, _ = start("0").communicate(timeout=120)
+    assert "done before" not in whole
+    assert_same(load_statistics(kept), moments)

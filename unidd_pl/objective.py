@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from unidd_pl.diagnosis import non_finite, not_filterable
 from unidd_pl.features import FeatureTap
+from unidd_pl.moment_pass import label_weights
 from unidd_pl.real_side import RealSide
 from unidd_pl.spectral import AnyMoments, MatchingLoss, RunningMoments, Signal, batch_moments, dense
-from unidd_pl.statistics import label_weights
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise

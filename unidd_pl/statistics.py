@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
-from unidd_pl.features import FeatureTap
 from unidd_pl.files import atomic_write
+from unidd_pl.moment_files import PartialPass, pack, read_tensors, unpack
+from unidd_pl.moment_pass import running_totals
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import Moments, Signal
 from unidd_pl.teachers import Teacher
@@ -36,14 +37,19 @@ class StatisticsRecipe:
     Args:
         file: Statistics written by ``unidd statistics``; None takes them from the cache or gathers them.
         batch_size: Images a forward pass; it changes memory and speed, not the result.
+        save_every: Seconds of a pass after which what is done is saved, so that the same command goes on from there
+            when it was stopped; 0 saves after every batch.
 
     Raises:
-        ValueError: If the batch size is below 1.
+        ValueError: If a number is out of range.
     """
 
-    def __init__(self, file: str | None = None, batch_size: int = 250) -> None:
+    def __init__(self, file: str | None = None, batch_size: int = 250, save_every: float = 60.0) -> None:
         if batch_size < 1:
             raise ValueError(f"statistics.batch_size: got {batch_size}, expected at least 1")
+        if not save_every >= 0:
+            raise ValueError(f"statistics.save_every: got {save_every}, expected at least 0 seconds")
+        self.save_every = save_every
         self.file = file
         self.batch_size = batch_size
 
@@ -73,24 +79,6 @@ class Statistics:
     def spectra(self) -> tuple[Tensor, ...]:
         """Eigenvalues of the FFC of each layer, (c,), ascending and ≥ 0, float64."""
         return tuple(torch.linalg.eigvalsh(one.ffc.double()).clamp_min(0) for one in self.moments)
-
-
-def label_weights(signal: Signal, labels: Tensor, logits: Tensor) -> Tensor | None:
-    """Return the weight of each image for each class in the FLC, (n, k), or None for ``mean``.
-
-    Args:
-        signal: ``mean``, ``class`` (one-hot) or ``soft`` (softmax of the teacher at T = 1).
-        labels: (n,) int64.
-        logits: (n, k) of the teacher; for ``soft`` the gradient flows to them.
-
-    References:
-        SPEC.md section 1.
-    """
-    if signal == "mean":
-        return None
-    if signal == "class":
-        return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def conditions(teacher: Teacher, data: ImageData, layers: Sequence[str], signal: Signal) -> dict[str, Any]:
@@ -141,6 +129,8 @@ def gather_statistics(
     *,
     batch_size: int,
     device: torch.device | str = "cpu",
+    part: Path | None = None,
+    save_every: float = 60.0,
 ) -> Statistics:
     """Run the teacher over the training images once and merge the moments of all batches exactly.
 
@@ -151,50 +141,26 @@ def gather_statistics(
         signal: Signal of the FLC.
         batch_size: Images a forward pass.
         device: Where to run.
+        part: File of what is done while the pass runs, from which another pass goes on; None for none. The caller
+            removes it when the statistics are kept.
+        save_every: Seconds between two savings.
 
     Returns:
-        Statistics accumulated in float64.
+        Statistics accumulated in float64; the same bits whether the pass was stopped or not, on a CPU.
     """
-    loader = data.train.loader(batch_size, workers=data.workers_for(data.train))
-    batches = tqdm(loader, "Gathering statistics", leave=False, unit="batch")
-    moments = gather_moments(teacher, batches, layers, signal, data.spec, device=device)
-    return Statistics(tuple(layers), moments, signal, conditions(teacher, data, layers, signal))
-
-
-@torch.no_grad()  # not inference_mode, whose tensors no later loss could use
-def gather_moments(
-    teacher: Teacher,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    layers: Sequence[str],
-    signal: Signal,
-    spec: DatasetSpec,
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[Moments, ...]:
-    """Run the teacher over batches of images and merge the moments of all of them exactly.
-
-    Args:
-        teacher: The frozen teacher.
-        batches: Images (n, c, h, w), uint8 in 0-255 or floating point in [0, 1], with labels (n,) int64; at least one
-            batch.
-        layers: Names of the layers whose inputs are described.
-        signal: Signal of the FLC.
-        spec: Normalisation that the teacher was trained with.
-        device: Where to run.
-
-    Returns:
-        Moments of each layer, float64, on the CPU.
-    """
-    network = teacher.network.to(device)
-    total: list[Moments] | None = None
-    with FeatureTap(network, layers) as tap:
-        for images, labels in batches:
-            logits = network(spec.normalise(images.to(device)))
-            weights = label_weights(signal, labels.to(device), logits)
-            batch = [Moments.of(x, weights).to(dtype=torch.float64) for x in tap.features()]
-            total = batch if total is None else [a.merge(b) for a, b in zip(total, batch, strict=True)]
-    network.cpu()
-    return tuple(one.to(device="cpu") for one in cast("list[Moments]", total))
+    made_from = conditions(teacher, data, layers, signal)
+    partial = PartialPass(part, _digest({**made_from, "batch size": batch_size}), save_every)
+    done, before = partial.resume()
+    if done:
+        say(f"Statistics: {min(done * batch_size, len(data.train))} images were done before, going on from {part}")
+    first = min(done * batch_size, len(data.train))
+    loader = data.train.loader(batch_size, workers=data.workers_for(data.train), first=first)
+    batches = tqdm(loader, "Gathering statistics", leave=False, unit="batch", initial=done, total=done + len(loader))
+    totals = running_totals(teacher, batches, layers, signal, data.spec, device, before)
+    moments: Sequence[Moments] = before
+    for number, moments in enumerate(totals, start=done + 1):
+        partial.offer(number, moments)
+    return Statistics(tuple(layers), tuple(one.to(device="cpu") for one in moments), signal, made_from)
 
 
 def obtain_statistics(
@@ -218,21 +184,27 @@ def obtain_statistics(
         statistics = load_statistics(path)
         _check_made_from(path, statistics.made_from, wanted)
         return statistics, path, False
-    statistics = gather_statistics(teacher, data, layers, signal, batch_size=recipe.batch_size, device=device)
+    part = path.with_suffix(".part.safetensors")
+    statistics = gather_statistics(
+        teacher,
+        data,
+        layers,
+        signal,
+        batch_size=recipe.batch_size,
+        device=device,
+        part=part,
+        save_every=recipe.save_every,
+    )
     save_statistics(path, statistics)
+    part.unlink(missing_ok=True)
     return statistics, path, True
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
     """Write statistics and what they were made from into one file, atomically."""
-    tensors = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, moments in enumerate(statistics.moments)
-        for name, tensor in moments.tensors().items()
-    }
     about = {"format": STATISTICS_FORMAT, "made_from": statistics.made_from}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"unidd": json.dumps(about, sort_keys=True)})
+        save_file(pack(statistics.moments), temporary, metadata={"unidd": json.dumps(about, sort_keys=True)})
 
 
 def load_statistics(path: Path) -> Statistics:
@@ -242,9 +214,7 @@ def load_statistics(path: Path) -> Statistics:
         ValueError: If the file is missing, damaged or something else.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("unidd", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        about, tensors = read_tensors(path)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"cannot read the statistics {path} ({error}): expected a file written by `unidd statistics`"
@@ -255,10 +225,7 @@ def load_statistics(path: Path) -> Statistics:
             "give a file written by `unidd statistics`"
         )
     made_from = about["made_from"]
-    moments = tuple(
-        Moments(*(tensors[f"{index}.{field}"] for field in Moments.__dataclass_fields__))
-        for index in range(len(made_from["layers"]))
-    )
+    moments = unpack(tensors, len(made_from["layers"]))
     return Statistics(tuple(made_from["layers"]), moments, made_from["signal"], made_from)
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import RandomSampler
 
 from unidd_pl.data.beton import Beton
 from unidd_pl.data.crops import Integers, RandomCrops, centre_cuts, random_cuts
 from unidd_pl.data.images import Batch, BatchLoader, LabelledImages
+from unidd_pl.data.order import WHOLE, Order, Shard
 
 if TYPE_CHECKING:
     from unidd_pl.data.ffcv_pipeline import Stream
@@ -93,9 +93,11 @@ class BetonImages(LabelledImages):
         workers: int = 0,
         drop_last: bool = False,
         crops: RandomCrops | None = None,
+        shard: Shard = WHOLE,
+        first: int = 0,
     ) -> BatchLoader:
         """Return FFCV's loader; as for `LabelledImages`, but with `threads` in place of worker processes."""
-        return _BetonLoader(self, batch_size, generator, drop_last, crops)
+        return _BetonLoader(self, batch_size, Order(len(self), generator, shard, first), drop_last, crops)
 
     def cuts(self, positions: Integers, crops: RandomCrops | None, epoch: int) -> Integers:
         """Return the cuts of these images, (n, 8), see `unidd_pl.data.crops.CUT`."""
@@ -143,26 +145,26 @@ class _BetonLoader:
         self,
         images: BetonImages,
         batch_size: int,
-        generator: torch.Generator | None,
+        order: Order,
         drop_last: bool,
         crops: RandomCrops | None,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
-        self.generator = generator
+        self.order = order
         self.drop_last = drop_last
         self.crops = crops
         self.epoch = -1
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.batch_size)
+        whole, rest = divmod(len(self.order), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
         self.epoch += 1
         images = self.images
         stream = images.stream(self.batch_size)
-        order = self._order(stream)[: len(self) * self.batch_size]
+        order = self._drawn(stream)[: len(self) * self.batch_size]
         cuts = images.cuts(np.arange(len(images)), self.crops, self.epoch)
         labels = images.labels[torch.from_numpy(order)]
         start = 0
@@ -170,14 +172,11 @@ class _BetonLoader:
             yield images.to_tensor(batch), labels[start : start + len(batch)]
             start += len(batch)
 
-    def _order(self, stream: Stream) -> Integers:
-        count = len(self.images)
-        if self.generator is None:
-            return np.arange(count)
-        if not self.images.os_cache:
-            return stream.shuffled_by_pages(int(torch.randint(2**31, (), generator=self.generator)))
-        # torch's own sampler, for the same order, and the same state of the generator after it, as the other loaders.
-        return np.array(list(RandomSampler(self.images, generator=self.generator)), dtype=np.int64)
+    def _drawn(self, stream: Stream) -> Integers:
+        generator = self.order.generator
+        if generator is None or self.images.os_cache:
+            return self.order.draw()
+        return self.order.share_of(stream.shuffled_by_pages(int(torch.randint(2**31, (), generator=generator))))
 
 
 def _fits_memory(beton: Beton) -> bool:

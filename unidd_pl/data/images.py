@@ -18,10 +18,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from unidd_pl.data.crops import RandomCrops
+from unidd_pl.data.order import WHOLE, Order, Shard
 
 _PROGRESS_FROM = 2000  # images; decoding fewer takes about a second and needs no bar
 _DECODE_BLOCK = 256  # images decoded per progress step
@@ -82,6 +83,8 @@ class LabelledImages(Dataset[Batch], ABC):
         workers: int = 0,
         drop_last: bool = False,
         crops: RandomCrops | None = None,
+        shard: Shard = WHOLE,
+        first: int = 0,
     ) -> BatchLoader:
         """Return a loader of whole batches.
 
@@ -91,9 +94,10 @@ class LabelledImages(Dataset[Batch], ABC):
             workers: Processes that decode; 0 reads in this process.
             drop_last: Leave an incomplete last batch out.
             crops: Random crops, others each epoch, instead of the images as they are.
+            shard: The share of this process; each gives a generator in the same state.
+            first: Images of the share to leave out at the start of every epoch, to go on within a pass.
         """
-        sampler = SequentialSampler(self) if generator is None else RandomSampler(self, generator=generator)
-        batches = BatchSampler(sampler, batch_size, drop_last)
+        batches = BatchSampler(Order(len(self), generator, shard, first), batch_size, drop_last)
         # The sampler yields lists of indices and the data set returns batches: no per-image collation.
         if crops is None:
             return DataLoader(self, sampler=batches, batch_size=None, num_workers=workers)
