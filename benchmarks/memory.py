@@ -62,10 +62,11 @@ def run_case(case: Case, folder: Path) -> dict[str, float]:
     from unidd_pl.data import ImageFolderData
     from unidd_pl.distillation import DistillationModule
     from unidd_pl.features import layers_to_tap
+    from unidd_pl.moment_pass import gather_moments
     from unidd_pl.networks import build_network
     from unidd_pl.real_side import RealSide
     from unidd_pl.spectral import CFM, CosineCurriculum
-    from unidd_pl.statistics import Statistics, gather_moments
+    from unidd_pl.statistics import Statistics
     from unidd_pl.synthetic import ChunkStore
     from unidd_pl.teachers import Teacher, freeze
     from unidd_pl.training import quiet_lightning

@@ -12,11 +12,12 @@ import torch
 from unidd_pl.bands import LIVING_BANDS, LayerMatch, LayerSpectrum
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.files import atomic_write
+from unidd_pl.moment_pass import gather_moments
 from unidd_pl.responses import responses
 from unidd_pl.spectral import Curriculum, Method
 from unidd_pl.spectrum_figure import draw_spectrum, shown_layers
 from unidd_pl.spectrum_results import Spectrum
-from unidd_pl.statistics import Statistics, gather_moments
+from unidd_pl.statistics import Statistics
 from unidd_pl.teachers import Teacher
 
 FIGURE_FILE = "spectrum.png"

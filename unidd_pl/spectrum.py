@@ -17,7 +17,6 @@ from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, to_pixels
 from unidd_pl.exports import folder_names
 from unidd_pl.files import atomic_write, check_writable
-from unidd_pl.moment_pass import gather_moments
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.responses import methods_beside, responses
 from unidd_pl.specs import check_same_classes

@@ -20,13 +20,14 @@ from unidd_pl.data.images import TensorImages
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.features import FeatureTap, layers_to_tap
 from unidd_pl.memory import MIB, LinearBytes
+from unidd_pl.moment_pass import label_weights
 from unidd_pl.networks import build_network
 from unidd_pl.objective import ChunkObjective, look
 from unidd_pl.real_side import RealSide
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import MatchingLoss, Moments
-from unidd_pl.statistics import Statistics, label_weights
+from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import Schedule, clip
 from unidd_pl.teachers import Teacher, freeze
 
