@@ -15,7 +15,7 @@ import torch
 
 from unidd_pl.cli import main
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.exports import picture
+from unidd_pl.pictures import picture
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.study import read_study
 from unidd_pl.tracking import Store, Tracking

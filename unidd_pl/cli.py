@@ -29,7 +29,7 @@ COMMANDS = {
     "compare": "show runs of an MLflow experiment beside each other: a page, figures and tables",
     "sweep": "distil and evaluate config files × settings × seeds, and compare them",
     "sync": "send records that wait on this machine to their MLflow server",
-    "export": "write a distilled set as a folder of PNG files",
+    "export": "write a distilled set as others read it: PNG, parquet, tar, two scorers",
 }
 DEFAULT_CACHE = "runs/cache"
 
@@ -416,20 +416,9 @@ def evaluation_parser() -> Any:
 
 
 def _export(arguments: list[str]) -> None:
-    from jsonargparse import ArgumentParser
+    from unidd_pl.export import run
 
-    from unidd_pl.console import say
-    from unidd_pl.distilled import DistilledSet
-    from unidd_pl.exports import export_png
-
-    parser = ArgumentParser(prog="unidd export", description=COMMANDS["export"], exit_on_error=False)
-    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
-    parser.add_argument("--output", type=str, required=True, help="folder for <class>/<image>.png")
-    parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier export")
-    config = parser.parse_args(arguments)
-    distilled = DistilledSet.load(config.distilled)
-    export_png(distilled, config.output, overwrite=config.overwrite)
-    say(f"{len(distilled)} images in {config.output}")
+    run(arguments, COMMANDS["export"], DEFAULT_CACHE)
 
 
 def _add_accelerator(parser: Any) -> None:

@@ -18,10 +18,10 @@ from unidd_pl.data.module import ImageData
 from unidd_pl.ensembles import labelling_teacher
 from unidd_pl.evaluation_records import EvaluationRecords, recorded
 from unidd_pl.exchange import SetDescription, read_set
-from unidd_pl.exports import picture
 from unidd_pl.files import check_writable
 from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
 from unidd_pl.networks import build_network
+from unidd_pl.pictures import picture
 from unidd_pl.preflight import check_labels, check_sets
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol

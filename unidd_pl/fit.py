@@ -22,9 +22,9 @@ from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
-from unidd_pl.exports import card, picture
 from unidd_pl.files import check_writable
 from unidd_pl.gauges import Gauges, RoundPictures
+from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar

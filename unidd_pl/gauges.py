@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from unidd_pl.distillation import DistillationModule
-from unidd_pl.exports import picture
+from unidd_pl.pictures import picture
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.tracking import StageRun
 

@@ -15,8 +15,8 @@ from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, to_pixels
-from unidd_pl.exports import folder_names
 from unidd_pl.files import atomic_write, check_writable
+from unidd_pl.pictures import folder_names
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.responses import methods_beside, responses
 from unidd_pl.specs import check_same_classes

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from unidd_pl.compare import Report
 from unidd_pl.console import Stopped, say
 from unidd_pl.evaluate import Evaluation, RowChoice
-from unidd_pl.exports import folder_names
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.fit import CHECKPOINT_FILE, DISTILLED_FILE, DistillationRun
+from unidd_pl.pictures import folder_names
 from unidd_pl.tracking import Tracking
 
 POINT_FILE = "point.json"

@@ -1,13 +1,10 @@
-"""A distilled set for people and for other tools: a folder of PNG files, or one picture."""
+"""A distilled set for people: one picture of it, its card, and names of classes that are safe as file names."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +14,6 @@ from torch import Tensor
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.files import atomic_write
 
-INDEX_NAME = "classes.json"
-INDEX_FORMAT = "unidd_pl.png_export"  # tag by which overwrite recognises what it may delete
 MAX_FOLDER_NAME = 80  # characters; file systems stop at 255 bytes, Windows at 260 for the whole path
 WINDOWS_DEVICES = ("con", "prn", "aux", "nul")  # names that Windows refuses for files
 
@@ -27,47 +22,6 @@ GAP = 2  # px between tiles
 MARGIN = 8  # px around names and caption
 FONT_SIZE = 15  # px
 MAX_NAME_WIDTH = 240  # px; longer class names end in an ellipsis
-
-
-def export_png(distilled: DistilledSet, folder: str | Path, overwrite: bool = False) -> None:
-    """Write one PNG an image as `<folder>/<class name>/<position in the set>.png`.
-
-    uint8 sets are written exactly; float32 sets are rounded to the 256 levels a PNG has. ImageFolder-style
-    readers number classes by folder name and see no folder for a class without images, so `classes.json`
-    holds the class names and folders in label order; it is written last and marks a complete export.
-
-    Args:
-        distilled: The set.
-        folder: The folder to make or fill.
-        overwrite: Replace an earlier export in `folder`; nothing else is ever deleted.
-
-    Raises:
-        ValueError: If the folder holds anything, or cannot be written.
-    """
-    folder = Path(folder)
-    names = folder_names(distilled.class_names)
-    index = {
-        "format": INDEX_FORMAT,
-        "classes": list(distilled.class_names),
-        "folders": names,
-        "rounded": distilled.images.dtype != torch.uint8,
-        "fingerprint": distilled.fingerprint(),
-        "spec": distilled.spec.to_dict(),
-    }
-    digits = len(str(len(distilled) - 1))  # equal length: sorted by name, files keep the order of the set
-    try:
-        _make_empty(folder, overwrite)
-        for position, (pixels, label) in enumerate(zip(distilled.images, distilled.labels.tolist(), strict=True)):
-            target = folder / names[label]
-            target.mkdir(exist_ok=True)
-            _to_pillow(pixels).save(target / f"{position:0{digits}d}.png")
-    except OSError as error:
-        raise ValueError(
-            f"could not write the images in folder {folder.absolute()}: got {error}; expected a folder with "
-            "write permission and free space: make room, fix its permissions or choose another folder"
-        ) from error
-    with atomic_write(folder / INDEX_NAME) as temporary:
-        temporary.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def picture(distilled: DistilledSet, path: str | Path, *, per_class: int = 10, min_tile: int = 64) -> None:
@@ -126,7 +80,7 @@ def folder_names(classes: tuple[str, ...]) -> list[str]:
         Folder names in the same order.
     """
     safe = [_safe_name(name) for name in classes]
-    taken = {INDEX_NAME, *WINDOWS_DEVICES}
+    taken = set(WINDOWS_DEVICES)
     names: dict[int, str] = {}
     # Unchanged names choose first: "a_b" keeps its name even where "a/b" stands before it.
     for label in sorted(range(len(classes)), key=lambda label: safe[label] != classes[label]):
@@ -143,33 +97,6 @@ def _safe_name(name: str) -> str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     plain = re.sub(r"[^A-Za-z0-9_. -]", "_", plain)[:MAX_FOLDER_NAME].strip(". ")
     return plain or "class"
-
-
-def _make_empty(folder: Path, overwrite: bool) -> None:
-    """Create the folder; refuse a filled one, unless it holds only an earlier export that may be replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    present = {entry.name for entry in folder.iterdir()}
-    if not present:
-        return
-    earlier = _earlier_export(folder)
-    if not overwrite or not present <= earlier:
-        cure = "choose another folder, empty it"
-        cure += " or pass overwrite=True" if present <= earlier else " (it holds more than an earlier export)"
-        raise ValueError(f"got the folder {folder} with {len(present)} entries, expected an empty one: {cure}")
-    (folder / INDEX_NAME).unlink()
-    for name in present - {INDEX_NAME}:
-        shutil.rmtree(folder / name)
-
-
-def _earlier_export(folder: Path) -> set[str]:
-    """Return the names of the entries that an earlier export made in the folder."""
-    try:
-        index: Any = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return set()
-    if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
-        return set()
-    return {INDEX_NAME, *index["folders"]}
 
 
 def _to_pillow(pixels: Tensor) -> Image.Image:
