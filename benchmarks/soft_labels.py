@@ -1,11 +1,12 @@
 """Stored labels against online ones: bytes predicted and written, and the accuracy of students.
 
-    python benchmarks/soft_labels.py --root DATA --teacher FILE --distilled FILE [--epochs 100] [--seeds 3]
+    python benchmarks/soft_labels.py                                        # the embedded digits, about 3 minutes
+    python benchmarks/soft_labels.py --root DATA --teacher FILE --distilled FILE --epochs 100 --batch 10
 
-Protocol sre2l at the given length and batch size, on images of CIFAR's classes in folders. The teacher labels every
+Protocol sre2l at the given length and batch size; with --root on CIFAR-10 in class folders. The teacher labels every
 view once, in float32; the other stores keep the same logits in their own ways, so that rows differ by nothing else.
 Students of a seed share their initial weights, and all but those of `online` the views and their order. Views are
-labelled 256 at a time, and trained on in batches of another size.
+labelled 256 at a time, and trained on in batches of another size. Started again, it goes on after the last student.
 """
 
 from __future__ import annotations
@@ -21,148 +22,167 @@ import torch
 import yaml
 
 from unidd_pl.allocator import keep_large_blocks
-from unidd_pl.comparison import environment, mean_and_std
-from unidd_pl.data import TorchvisionData
+from unidd_pl.baselines import real_images
+from unidd_pl.comparison import environment
+from unidd_pl.data import DigitsData, TorchvisionData
 from unidd_pl.data.holdout import SomeImages
+from unidd_pl.data.images import LabelledImages
+from unidd_pl.data.module import ImageData
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.evaluation import StudentScore, TrainingSet, train_student
+from unidd_pl.evaluation import TrainingSet, train_student
 from unidd_pl.label_codec import LabelCodec
 from unidd_pl.label_file import LabelFacts, write_labels
 from unidd_pl.label_store import LabelStore
+from unidd_pl.pretraining import TeacherRecipe, obtain_teacher
 from unidd_pl.protocols import Protocol
 from unidd_pl.tables import markdown_table
 from unidd_pl.teachers import Teacher, load_teacher
 from unidd_pl.views import Views
 
-NETWORK = "convnet-w128-d3"
 LABELLED_AT_ONCE = 256
 PROTOCOL = Path(__file__).parent.parent / "configs/protocols/sre2l.yaml"
+KEPT: dict[str, dict[str, Any]] = {
+    "float16": {"dtype": "float16"},
+    "int8": {"dtype": "int8"},
+    "float16, top 3": {"dtype": "float16", "top_k": 3},
+    "int8, top 3": {"dtype": "int8", "top_k": 3},
+    "float16, 5 views": {"dtype": "float16"},
+    "int8, 5 views": {"dtype": "int8"},
+}
 
 
-def write_exact(path: Path, facts: LabelFacts, teacher: Teacher, distilled: DistilledSet) -> LabelStore:
-    """Label all views in float32."""
+class Benchmark:
+    """Data, teacher, set and protocol of one run."""
 
-    @torch.inference_mode()
-    def logits_of(epoch: int) -> torch.Tensor:
-        places = torch.arange(len(distilled)).split(LABELLED_AT_ONCE)
-        return torch.cat([teacher.network(facts.views.images(distilled.images, one, epoch)) for one in places])
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder: Path = arguments.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {**yaml.safe_load(PROTOCOL.read_text()), "epochs": arguments.epochs, "early_scores": 0}
+        settings["batch_size"] = {1: arguments.batch}
+        self.data: ImageData
+        if arguments.root:
+            cifar10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+            self.data, self.network = TorchvisionData("CIFAR10", arguments.root, **cifar10), "convnet-w128-d3"
+            self.teacher = load_teacher(arguments.teacher, self.network, self.data, check=False)
+            self.set = DistilledSet.load(arguments.distilled)
+        else:
+            self.data, self.network = DigitsData(), "convnet-w64-d2"
+            settings.update(crop_scale=(0.5, 1.0), flip=False)
+            recipe = TeacherRecipe(self.network, epochs=30, batch_size=64, crop_padding=1, flip=False)
+            self.teacher = obtain_teacher(recipe, self.data, self.folder / "teachers", accelerator="cpu")
+            real = real_images(self.data.train, self.data.spec, 10, seed=0)
+            self.set = DistilledSet(real.pixels, real.labels, self.data.spec, {})
+        self.stored = Protocol(**settings)
+        self.online = Protocol(**{**settings, "labels": "online"})
+        self.precision = arguments.precision
+        self.test: LabelledImages = self.data.test
+        if arguments.test_per_class:
+            labels = range(self.data.spec.num_classes)
+            chosen = [self.test.positions_of(label)[: arguments.test_per_class] for label in labels]
+            self.test = SomeImages(self.test, torch.cat(chosen))
 
-    write_labels(path, facts, logits_of)
-    return LabelStore(path)
+    def stores(self) -> dict[str, LabelStore]:
+        """Write the stores that are compared; each is named by what it keeps."""
+        views = Views(self.stored.view_recipe, self.data.spec, len(self.set), self.stored.epochs, 0)
+        exact = LabelCodec("float32", self.data.spec.num_classes, None, self.stored.temperature)
+        facts = LabelFacts(views, exact, self.set.fingerprint(), described(self.teacher), environment())
+
+        @torch.inference_mode()
+        def labelled(epoch: int) -> torch.Tensor:
+            parts = torch.arange(len(self.set)).split(LABELLED_AT_ONCE)
+            return torch.cat([self.teacher.network(views.images(self.set.images, part, epoch)) for part in parts])
+
+        path = self.folder / "float32.safetensors"
+        write_labels(path, facts, labelled)
+        stores = {"float32": LabelStore(path)}
+        for name, changes in KEPT.items():
+            some = replace(views, epochs=5) if "5 views" in name else views
+            path = self.folder / f"{name.replace(', ', '_').replace(' ', '')}.safetensors"
+            one = replace(facts, codec=replace(exact, **changes), views=some)
+            write_labels(path, one, lambda epoch: stores["float32"].rows(range(len(self.set)), epoch))
+            stores[name] = LabelStore(path)
+        return stores
+
+    def train(self, store: LabelStore | None, seed: int) -> dict[str, Any]:
+        """Train a student on stored labels, or on online ones; return its figures."""
+        started = time.perf_counter()
+        images = TrainingSet(self.set.images, self.set.labels, self.set.ipc, store.views if store else None, store)
+        score = train_student(
+            self.network, images, self.teacher, self.test, self.stored if store else self.online, seed,
+            label=None, accelerator="cpu", precision=self.precision,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        return {"seed": seed, "tail_mean": score.tail_mean, "accuracies": score.accuracies, "seconds": seconds}
 
 
-def all_stores(folder: Path, teacher: Teacher, distilled: DistilledSet, protocol: Protocol) -> dict[str, LabelStore]:
-    """Write the stores that are compared; each is named by what it keeps."""
-    views = Views(protocol.view_recipe, teacher.spec, len(distilled), protocol.epochs, 0)
-    exact = LabelCodec("float32", teacher.spec.num_classes, None, protocol.temperature)
-    described = {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy}
-    facts = LabelFacts(views, exact, distilled.fingerprint(), described, environment())
-    stores = {"float32": write_exact(folder / "float32.safetensors", facts, teacher, distilled)}
-    kept: dict[str, dict[str, Any]] = {
-        "float16": {"dtype": "float16"},
-        "int8": {"dtype": "int8"},
-        "float16, top 3": {"dtype": "float16", "top_k": 3},
-        "int8, top 3": {"dtype": "int8", "top_k": 3},
-        "float16, 5 views": {"dtype": "float16"},
-        "int8, 5 views": {"dtype": "int8"},
-    }
-    for name, changes in kept.items():
-        some = replace(views, epochs=5) if "5 views" in name else views
-        path = folder / f"{name.replace(', ', '_').replace(' ', '')}.safetensors"
-        write_labels(
-            path,
-            replace(facts, codec=replace(exact, **changes), views=some),
-            lambda epoch: stores["float32"].rows(range(len(distilled)), epoch),
-        )
-        stores[name] = LabelStore(path)
-    return stores
+def described(teacher: Teacher) -> dict[str, Any]:
+    """Return what a store says of its teacher."""
+    return {"network": teacher.name, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy}
 
 
 def main() -> None:
     """Write the stores, train the students seed by seed, and keep the figures after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder with train/ and test/")
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--distilled", type=Path, required=True)
+    parser.add_argument("--root", help="folder with train/ and test/; default: the embedded digits")
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--distilled", type=Path)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", nargs="+", default=["online", "float16", "int8", "float32", "float16, top 3"])
+    parser.add_argument("--rows", nargs="+", default=["online", "float16", "int8", "float32", *list(KEPT)[2:]])
+    parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--test_per_class", type=int, default=None, help="test images of each class; default: all")
     parser.add_argument("--folder", type=Path, default=Path("runs/soft_labels"), help="for stores and results")
     arguments = parser.parse_args()
     keep_large_blocks()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    data = TorchvisionData("CIFAR10", arguments.root, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
-    test = data.test
-    if arguments.test_per_class:
-        chosen = [test.positions_of(label)[: arguments.test_per_class] for label in range(data.spec.num_classes)]
-        test = SomeImages(test, torch.cat(chosen))
-    teacher = load_teacher(arguments.teacher, NETWORK, data, check=False)
-    distilled = DistilledSet.load(arguments.distilled)
-    settings = {**yaml.safe_load(PROTOCOL.read_text()), "epochs": arguments.epochs, "batch_size": {1: arguments.batch}}
-    protocol = Protocol(**settings, early_scores=0)
-    stores = all_stores(arguments.folder, teacher, distilled, protocol)
-    sizes = {
-        name: {"predicted_bytes": one.facts.file_bytes, "written_bytes": one.path.stat().st_size}
-        for name, one in stores.items()
-    }
-    for name, size in sizes.items():
-        print(f"{name}: predicted {size['predicted_bytes']}, written {size['written_bytes']} bytes", flush=True)
-    scores: dict[str, list[StudentScore]] = {name: [] for name in arguments.rows}
-    for seed in range(arguments.seeds):
-        for name, row in scores.items():
-            started = time.perf_counter()
-            store = stores.get(name)
-            training_set = TrainingSet(
-                distilled.images, distilled.labels, distilled.ipc, store.views if store else None, store
-            )
-            online = Protocol(**{**settings, "labels": "online"}, early_scores=0)
-            row.append(
-                train_student(
-                    NETWORK, training_set, teacher, test, protocol if store else online, seed,
-                    label=None, accelerator="cpu", precision="bf16-mixed",
-                )
-            )  # fmt: skip
-            seconds = time.perf_counter() - started
-            print(f"seed {seed}, {name}: {100 * row[-1].tail_mean:.2f} in {seconds:.0f} s", flush=True)
-            save(arguments.folder / "soft_labels.json", protocol, sizes, scores, len(test))
-    print(table(sizes, scores))
-
-
-def table(sizes: dict[str, dict[str, int]], scores: dict[str, list[StudentScore]]) -> str:
-    """Return a row for each kind of labels: bytes, and top-1 in %."""
-    rows = []
-    for name in dict.fromkeys([*scores, *sizes]):
-        size, row = sizes.get(name), scores.get(name, [])
-        mean, spread = mean_and_std([100 * one.tail_mean for one in row]) if row else (None, None)
-        figure = "" if mean is None else f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
-        predicted = [str(size["predicted_bytes"]), str(size["written_bytes"])] if size else ["", ""]
-        rows.append([name, *predicted, str(len(row) or ""), figure])
-    return markdown_table(["labels", "bytes predicted", "written", "n", "tail mean"], rows)
-
-
-def save(
-    path: Path,
-    protocol: Protocol,
-    sizes: dict[str, dict[str, int]],
-    scores: dict[str, list[StudentScore]],
-    test_images: int,
-) -> None:
-    """Write all figures, accuracies in [0, 1]."""
-    content = {
-        "protocol": vars(protocol),
-        "network": NETWORK,
-        "precision": "bf16-mixed",
-        "test_images": test_images,
+    benchmark = Benchmark(arguments)
+    stores = benchmark.stores()
+    results = arguments.folder / "soft_labels.json"
+    about = {
+        "protocol": vars(benchmark.stored),
+        "network": benchmark.network,
+        "precision": benchmark.precision,
+        "test_images": len(benchmark.test),
         "environment": environment(),
-        "stores": sizes,
-        "rows": {
-            name: [{"seed": one.seed, "tail_mean": one.tail_mean, "accuracy_by_epoch": one.accuracies} for one in row]
-            for name, row in scores.items()
+        "stores": {
+            name: {"predicted_bytes": one.facts.file_bytes, "written_bytes": one.path.stat().st_size}
+            for name, one in stores.items()
         },
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    about = json.loads(json.dumps(about))
+    rows: dict[str, list[dict[str, Any]]] = {}
+    if results.exists() and (before := json.loads(results.read_text())).items() >= about.items():
+        rows = before["rows"]
+    for seed in range(arguments.seeds):
+        for name in arguments.rows:
+            row = rows.setdefault(name, [])
+            if all(one["seed"] != seed for one in row):
+                row.append(benchmark.train(None if name == "online" else stores[name], seed))
+                print(
+                    f"seed {seed}, {name}: {100 * row[-1]['tail_mean']:.2f} in {row[-1]['seconds']:.0f} s", flush=True
+                )
+                results.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    print(table(about["stores"], rows))
+
+
+def table(sizes: dict[str, dict[str, int]], rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a row for each kind of labels: bytes, and top-1 in % beside the paired difference to `online`."""
+    online = {one["seed"]: one["tail_mean"] for one in rows.get("online", [])}
+    lines = []
+    for name in dict.fromkeys([*rows, *sizes]):
+        size, row = sizes.get(name), rows.get(name, [])
+        cells = [str(size["predicted_bytes"]), str(size["written_bytes"])] if size else ["", ""]
+        paired = [one["tail_mean"] - online[one["seed"]] for one in row if one["seed"] in online and name != "online"]
+        lines.append([name, *cells, str(len(row) or ""), figure([one["tail_mean"] for one in row]), figure(paired)])
+    return markdown_table(["labels", "bytes predicted", "written", "n", "tail mean", "less online"], lines)
+
+
+def figure(values: list[float]) -> str:
+    """Return mean ± sample standard deviation in %."""
+    if not values:
+        return ""
+    spread = f" ± {100 * torch.tensor(values).std():.1f}" if len(values) > 1 else ""
+    return f"{100 * sum(values) / len(values):.1f}{spread}"
 
 
 if __name__ == "__main__":
