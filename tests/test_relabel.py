@@ -165,6 +165,22 @@ def test_a_missing_store_names_the_command(workplace: Path, refused: Refused) ->
     assert "`unidd relabel --config … --protocol … --distilled bare/distilled.safetensors`" in message
 
 
+def test_a_set_made_elsewhere_is_labelled_and_evaluated(
+    workplace: Path, teachers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", "--distilled", "set/distilled.safetensors", "--output", "pictures"])
+    pictures = ["--distilled", "pictures"]
+    main([*RELABEL, *pictures, "--teacher.checkpoint", teachers[0], "--teacher.check", "false"])
+    assert Path("pictures.labels.safetensors").is_file()
+    main([*EVALUATE, *pictures, "--teacher.check", "false"])
+    assert "from pictures.labels.safetensors" in capsys.readouterr().out
+
+
+def test_a_tuning_has_no_stored_labels(workplace: Path, refused: Refused) -> None:
+    message = refused("tune", "--config", str(CONFIGS / "cfm_digits.yaml"), *COMMON, *PROTOCOL, "--eta", "0.1", "1")
+    assert "got labels stored, expected online or hard" in message
+
+
 def test_the_shipped_protocol_is_complete() -> None:
     """SPEC.md section 4."""
     shipped = yaml.safe_load((CONFIGS / "protocols/sre2l.yaml").read_text())

@@ -150,7 +150,8 @@ def write_labels(path: Path, facts: LabelFacts, logits_of: Callable[[int], Tenso
 
 def labels_beside(distilled: Path) -> Path:
     """Return where the labels of a distilled set are kept unless said otherwise."""
-    return distilled.with_suffix(".labels.safetensors")
+    name = distilled.stem if distilled.suffix == ".safetensors" else distilled.name
+    return distilled.with_name(f"{name}.labels.safetensors")
 
 
 def digest_of(parts: Parts) -> bytes:

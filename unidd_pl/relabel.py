@@ -14,14 +14,14 @@ from tqdm import tqdm
 from unidd_pl.comparison import environment
 from unidd_pl.console import say, stopped_by_sigterm
 from unidd_pl.data.module import ImageData
-from unidd_pl.distilled import DistilledSet
 from unidd_pl.ensembles import labelling_teacher
+from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.files import check_writable
 from unidd_pl.label_codec import LabelCodec, LabelType
 from unidd_pl.label_file import LabelFacts, labels_beside, write_labels
+from unidd_pl.preflight import check_labels, check_sets
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
-from unidd_pl.specs import check_same_classes
 from unidd_pl.stages import device_of
 from unidd_pl.tables import size_text
 from unidd_pl.teachers import Teacher
@@ -35,7 +35,7 @@ class Relabelling:
     """One `unidd relabel`.
 
     Args:
-        distilled: The distilled set.
+        distilled: The distilled set, of this project or made elsewhere.
         data: The real data, which the teacher belongs to.
         teacher: The teacher that labels. Without a checkpoint it is the one that the set was distilled with, where
             the cache holds it.
@@ -51,6 +51,7 @@ class Relabelling:
         seed: Seed of the views.
         overwrite: Replace the file.
         dry_run: Only say how large it would be.
+        description: What a set made elsewhere does not say of itself.
         config: Resolved config as YAML, for the record of a teacher.
 
     Raises:
@@ -75,6 +76,7 @@ class Relabelling:
         seed: int = 0,
         overwrite: bool = False,
         dry_run: bool = False,
+        description: SetDescription | None = None,
         config: str = "",
     ) -> None:
         if protocol.labels == "hard" or protocol.dsa:
@@ -82,8 +84,8 @@ class Relabelling:
                 f"protocol {protocol.name}: got labels {protocol.labels} and dsa {protocol.dsa}, expected soft labels "
                 "and no dsa, whose strategy is drawn for a batch: take --protocol configs/protocols/sre2l.yaml"
             )
-        self.set = DistilledSet.load(distilled)
-        check_same_classes(self.set.spec, data.spec)
+        self.set = read_set(distilled, data.spec, description)
+        check_sets({str(distilled): self.set}, data.spec)
         self.distilled = distilled
         self.data = data
         self.teacher_recipe = teacher
@@ -119,6 +121,8 @@ class Relabelling:
         say(f"Labels: {self._describe(facts)}")
         self._check_space(facts)
         device = device_of(self.accelerator)
+        if self.teacher_recipe.check:
+            check_labels([self.set], teacher, device)
         network = teacher.network.to(device).to(memory_format=torch.channels_last)
         with (
             stopped_by_sigterm(f"stopped; {self.output} is as it was"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from unidd_pl.exchange import SetDescription
 from unidd_pl.label_codec import LabelType
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
@@ -29,7 +30,8 @@ def add_relabel_options(parser: Any) -> None:
     parser.add_class_arguments(TeacherRecipe, "teacher")
     parser.add_class_arguments(Protocol, "protocol")
     add_teachers_option(parser)
-    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
+    parser.add_class_arguments(SetDescription, "set")
+    parser.add_argument("--distilled", type=str, required=True, help="a set of `unidd fit` or made elsewhere")
     parser.add_argument(
         "--output", type=str, default=None, help="default: <distilled set>.labels.safetensors beside it"
     )
@@ -68,5 +70,6 @@ def relabelling(config: Any, objects: Any, record: str) -> Relabelling:
         seed=config.seed,
         overwrite=config.overwrite,
         dry_run=config.dry_run,
+        description=objects.set,
         config=record,
     )
