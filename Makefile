@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-loading check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-labels bench-loading check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -36,6 +36,9 @@ test-ffcv: ffcv  ## run the tests of the FFCV loader
 
 bench: $(INSTALLED)  ## time a distillation step against the same step without the spectral loss
 	$(BIN)/python benchmarks/step.py
+
+bench-labels: $(INSTALLED)  ## compare stored with online soft labels on the embedded digits: bytes and accuracy
+	$(BIN)/python benchmarks/soft_labels.py
 
 bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench-loading IMAGES=PATH
 	$(BIN)/python benchmarks/loading.py $(IMAGES)

@@ -1,7 +1,7 @@
 """Stored labels against online ones: bytes predicted and written, and the accuracy of students.
 
     python benchmarks/soft_labels.py                                        # the embedded digits, about 3 minutes
-    python benchmarks/soft_labels.py --root DATA --teacher FILE --distilled FILE --epochs 100 --batch 10
+    python benchmarks/soft_labels.py --root DATA --teacher FILE --distilled FILE --batch 10 --precision bf16-mixed
 
 Protocol sre2l at the given length and batch size; with --root on CIFAR-10 in class folders. The teacher labels every
 view once, in float32; the other stores keep the same logits in their own ways, so that rows differ by nothing else.
@@ -127,10 +127,10 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path)
     parser.add_argument("--distilled", type=Path)
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", default=["online", "float16", "int8", "float32", *list(KEPT)[2:]])
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--test_per_class", type=int, default=None, help="test images of each class; default: all")
     parser.add_argument("--folder", type=Path, default=Path("runs/soft_labels"), help="for stores and results")
     arguments = parser.parse_args()
