@@ -114,6 +114,23 @@ class Benchmark:
         seconds = time.perf_counter() - started
         return {"seed": seed, "tail_mean": score.tail_mean, "accuracies": score.accuracies, "seconds": seconds}
 
+    def about(self, stores: dict[str, LabelStore]) -> dict[str, Any]:
+        """Return what all figures depend on, as JSON types."""
+        facts = {
+            "protocol": vars(self.stored),
+            "network": self.network,
+            "teacher": described(self.teacher),
+            "distilled_set": self.set.fingerprint(),
+            "precision": self.precision,
+            "test_images": len(self.test),
+            "environment": environment(),
+            "stores": {
+                name: {"predicted_bytes": one.facts.file_bytes, "written_bytes": one.path.stat().st_size}
+                for name, one in stores.items()
+            },
+        }
+        return dict(json.loads(json.dumps(facts)))
+
 
 def described(teacher: Teacher) -> dict[str, Any]:
     """Return what a store says of its teacher."""
@@ -138,18 +155,7 @@ def main() -> None:
     benchmark = Benchmark(arguments)
     stores = benchmark.stores()
     results = arguments.folder / "soft_labels.json"
-    about = {
-        "protocol": vars(benchmark.stored),
-        "network": benchmark.network,
-        "precision": benchmark.precision,
-        "test_images": len(benchmark.test),
-        "environment": environment(),
-        "stores": {
-            name: {"predicted_bytes": one.facts.file_bytes, "written_bytes": one.path.stat().st_size}
-            for name, one in stores.items()
-        },
-    }
-    about = json.loads(json.dumps(about))
+    about = benchmark.about(stores)
     rows: dict[str, list[dict[str, Any]]] = {}
     if results.exists() and (before := json.loads(results.read_text())).items() >= about.items():
         rows = before["rows"]

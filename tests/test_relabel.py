@@ -128,6 +128,9 @@ def test_dry_run_writes_nothing(workplace: Path, capsys: pytest.CaptureFixture[s
     assert predicted
     assert float(predicted[1]) == pytest.approx((20 * 20 * 1000 + 16 * 1000) / 1000, rel=0.02)
     assert not Path("nowhere").exists()
+    Path("there.safetensors").write_bytes(b"there")
+    main([*RELABEL, "--dry_run", "true", "--output", "there.safetensors"])
+    assert Path("there.safetensors").read_bytes() == b"there"
 
 
 def test_a_disk_that_cannot_hold_them(workplace: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.rows import Row, seeds_then_rows
 from unidd_pl.stages import device_of
-from unidd_pl.stored_labels import check_teacher, find_stores
+from unidd_pl.stored_labels import check_same_teacher, find_stores
 from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
 from unidd_pl.teachers import Teacher, find_teacher
 from unidd_pl.tracking import Tracking
@@ -205,7 +205,7 @@ class Evaluation:
             return Teacher(nn.Identity(), "none", self.data.spec, None, self.paths[0])  # it labels nothing
         given = bool(self.teachers) or self.teacher_recipe.checkpoint is not None
         if self.stores and not given and find_teacher(str(self.set_teacher), self.cache / "teachers") is None:
-            check_teacher(self.stores[0], None)  # before one would be trained
+            check_same_teacher(self.stores[0], None)  # before one would be trained
         teacher = labelling_teacher(
             self.teacher_recipe,
             self.teachers,
@@ -217,7 +217,7 @@ class Evaluation:
             config=self.config,
         )
         if self.stores:
-            check_teacher(self.stores[0], teacher)
+            check_same_teacher(self.stores[0], teacher)
         for name, one in self.sets.items():
             if (own := one.manifest.get("teacher")) not in (None, teacher.fingerprint):
                 say(

@@ -100,7 +100,7 @@ class Relabelling:
         self.codec = LabelCodec(label_type, data.spec.num_classes, top_k, protocol.temperature)
         stored = protocol.epochs if epochs is None else epochs
         self.views = Views(protocol.view_recipe, self.set.spec, len(self.set), stored, seed)
-        if self.output.exists() and not overwrite:
+        if self.output.exists() and not overwrite and not dry_run:
             raise ValueError(
                 f"{self.output} already exists: replace it with --overwrite true, or give another --output FILE"
             )

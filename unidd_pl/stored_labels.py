@@ -68,7 +68,7 @@ def real_images_alike(real: TrainingSet, store: LabelStore | None, seed: int) ->
     )
 
 
-def check_teacher(store: LabelStore, teacher: Teacher | None) -> None:
+def check_same_teacher(store: LabelStore, teacher: Teacher | None) -> None:
     """Refuse to label real images by another teacher than the one that labelled the set.
 
     Args:
