@@ -19,9 +19,9 @@ fi
 # Debian ships venv and pip apart from Python.
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -qq && apt-get install -y -qq python3-venv
+        docker/packages.sh build
     else
-        echo "install.sh: Python has no venv module; run: sudo apt-get install python3-venv" >&2
+        echo "install.sh: Python has no venv module; run: sudo docker/packages.sh build" >&2
         exit 1
     fi
 fi
@@ -29,12 +29,11 @@ fi
 # FFCV comes as source and needs a compiler, OpenCV and libjpeg-turbo.
 case ",$extras," in
 *,ffcv,*)
-    needs="g++ pkg-config libopencv-dev libturbojpeg0-dev"
     if ! { command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then
         if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-            apt-get update -qq && apt-get install -y -qq --no-install-recommends $needs
+            docker/packages.sh build ffcv
         else
-            echo "install.sh: FFCV needs packages that only root can install; run: sudo apt-get install -y $needs" >&2
+            echo "install.sh: FFCV needs packages that only root can install; run: sudo docker/packages.sh build ffcv" >&2
             exit 1
         fi
     fi

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from unidd_pl.files import atomic_write
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.teachers import Teacher
+from unidd_pl.untrusted import read_safetensors
 
 Baseline = Literal["random", "k-centre", "herding", "whole"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -201,8 +201,6 @@ def _read_selection(path: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            positions: Tensor = file.get_tensor("positions")
-    except SafetensorError:
+        return read_safetensors(path, ("positions",))[0]["positions"]
+    except ValueError:
         return None
-    return positions

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from unidd_pl import __version__
 from unidd_pl.allocator import keep_large_blocks
+from unidd_pl.configs import guard_command_line, load_yaml
 from unidd_pl.console import Stopped
 
 COMMANDS = {
@@ -72,6 +73,7 @@ def _dispatch(arguments: list[str]) -> None:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}; see unidd --help")
+    guard_command_line()
     # Each imports what it needs, so that --help and export stay fast.
     if command in ("fit", "statistics"):
         _fit(command, rest)
@@ -316,16 +318,14 @@ def _with_data_of_config(arguments: list[str]) -> list[str]:
     """Return arguments with the data of a config file in its place: jsonargparse would refuse the model beside them."""
     from argparse import ArgumentParser
 
-    import yaml
-
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:
         return rest
     try:
-        config = yaml.safe_load(Path(known.config).read_text())
-    except yaml.YAMLError as error:
+        config = load_yaml(Path(known.config).read_text())
+    except ValueError as error:
         raise ValueError(f"cannot read the config {known.config} ({error}): expected a YAML file") from error
     if not isinstance(config, dict) or "data" not in config:
         raise ValueError(f"the config {known.config} names no data: expected a key 'data', as in configs/")
@@ -437,8 +437,12 @@ def _add_student_options(parser: Any, seeds: int) -> None:
 
 def _parsed(parser: Any, arguments: list[str]) -> tuple[Any, Any]:
     """Return the config as given and with its classes instantiated."""
-    config = parser.parse_args(arguments)
-    return config, parser.instantiate(config)
+    try:
+        config = parser.parse_args(arguments)
+        return config, parser.instantiate(config)
+    except (TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError, ImportError) as error:
+        # jsonargparse's own, where a config has another shape than that of options
+        raise ValueError(f"cannot take up the options ({error!r}): expected a config as in configs/") from error
 
 
 def _record(parser: Any, config: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unidd_pl.augmentation import random_shared_view
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.real_side import RealSide
-from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, digest_of
+from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, check_step, digest_of, take_adam
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal
 from unidd_pl.starts import Start, StartName, chosen_start
@@ -145,7 +145,7 @@ class DistillationModule(L.LightningModule):
             self.micro_batch,
         )
         self._store = store
-        self._use_chunk_shape()
+        self._use_chunk_shape(self.position)
 
     @property
     def running_mode(self) -> RunningMode:
@@ -257,11 +257,12 @@ class DistillationModule(L.LightningModule):
         if state is None:
             raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
         check_same_run(state["made_from"], self._made_from())
-        self.step = state["step"]
+        self.step = check_step(state["step"], self.ipc * self.schedule.steps_per_round)
         self._store.check(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
-            self.running_moments.load_state_dict(state["running_moments"])
-        self.images.data = torch.empty_like(checkpoint["state_dict"]["images"])
+            self.running_moments.load_state_dict(state["running_moments"], like=self.real.statistics.moments)
+        self._use_chunk_shape(self.schedule.at(self.step - 1))  # of the chunk that the last step worked on
+        take_adam(checkpoint, self.configure_optimizers(), self.images)
 
     @property
     def run_digest(self) -> str:
@@ -288,8 +289,8 @@ class DistillationModule(L.LightningModule):
         start = self.start.draw(self.real.teacher, self.real.images, position.round_index, classes, self.seed)
         self.images.data = start.to(self.images)
 
-    def _use_chunk_shape(self) -> None:
-        classes = self.schedule.classes(self.position.chunk_index)
+    def _use_chunk_shape(self, position: Position) -> None:
+        classes = self.schedule.classes(position.chunk_index)
         self.images.data = torch.zeros(len(classes), *self.spec.image_shape)
 
     def _labels(self) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from unidd_pl.files import atomic_write
 from unidd_pl.headers import HEADER_KEY, read_header, to_json, unreadable
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import UnreadableTensorsError, read_metadata, read_safetensors
 
 PixelType = Literal["uint8", "float32"]
 
@@ -153,16 +154,14 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             found = "a folder" if path.is_dir() else "no file"
             raise ValueError(f"got {found} at {path}, expected a distilled set: check the path")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = read_header(path, file.metadata(), FORMAT, FORMAT_VERSION, _EXPECTED)
-                images, labels = file.get_tensor("images"), file.get_tensor("labels")
-        except SafetensorError as error:
+            header = read_header(path, read_metadata(path), FORMAT, FORMAT_VERSION, _EXPECTED)
+            tensors, _ = read_safetensors(path, ("images", "labels"))
+        except UnreadableTensorsError as error:
             raise ValueError(unreadable(path, error, "distilled set", "copy it again or distil again")) from error
-        except OSError as error:
-            raise ValueError(f"could not read {path}: got {error}; expected a readable distilled set") from error
         try:
-            return cls(images, labels, DatasetSpec.from_dict(header["spec"]), header["manifest"])
-        except (KeyError, TypeError, ValueError) as error:
+            spec = DatasetSpec.from_dict(header["spec"])
+            return cls(tensors["images"], tensors["labels"], spec, header["manifest"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"got contradictory contents in {path} ({error}), expected a distilled set as "
                 "DistilledSet.save writes it: copy or distil it again"

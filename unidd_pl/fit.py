@@ -22,14 +22,14 @@ from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
-from unidd_pl.files import check_writable
+from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.gauges import Gauges, RoundPictures
 from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
-from unidd_pl.resume import ResumePoint, check_checkpoint
+from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, sole_run
 from unidd_pl.spectral import ConstantCurriculum, Curriculum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
@@ -133,13 +133,19 @@ class DistillationRun:
         """Distil; return the file of the distilled set."""
         checkpoint = self._checkpoint()
         self._check_before_work(checkpoint)
+        with sole_run(self.output, self.cache):
+            self._check_replaceable(checkpoint)  # again: another run may have ended in between
+            return self._fit(checkpoint)
+
+    def _fit(self, checkpoint: Path | None) -> Path:
         teacher = self.teacher
         statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
         if checkpoint is None:
             self._clear_output()
-        (self.output / CONFIG_FILE).write_text(self.config)
+        with atomic_write(self.output / CONFIG_FILE) as temporary:
+            temporary.write_text(self.config)
         tags = self._tags(teacher, statistics)
         with self.tracking.run("distillation", self.output.name, tags, self.config, parent=self.parent) as run:
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
@@ -173,7 +179,7 @@ class DistillationRun:
             "enable_model_summary": False,
         }
         with quiet_lightning():
-            L.Trainer(**arguments).fit(module, ckpt_path=checkpoint)
+            fit_from(L.Trainer(**arguments), module, checkpoint, resume_point)
 
     def _write(self, distilled: DistilledSet, run: StageRun) -> None:
         path = self.output / DISTILLED_FILE
@@ -244,15 +250,18 @@ class DistillationRun:
         self._check_curriculum()
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every: got {self.checkpoint_every}, expected at least 1")
+        self._check_replaceable(checkpoint)
+        check_writable(self.output)
+        self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
+        check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
+
+    def _check_replaceable(self, checkpoint: Path | None) -> None:
         holds = [name for name in (DISTILLED_FILE, CHECKPOINT_FILE) if (self.output / name).exists()]
         if holds and checkpoint is None and not self.overwrite:
             raise ValueError(
                 f"{self.output} already holds {' and '.join(holds)}: go on with --ckpt_path last, start anew with "
                 "--overwrite true, or choose another --output_dir"
             )
-        check_writable(self.output)
-        self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
-        check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _checkpoint(self) -> Path | None:
         if self.checkpoint is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
+from unidd_pl.configs import load_yaml
 from unidd_pl.distilled import DistilledSet
 
 GroupBy = Literal["set", "config"]
@@ -67,9 +66,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def _config_key(one: DistilledSet) -> str | None:
     """Return what the set was made from, without its seed; None where the manifest does not say."""
     try:
-        config: Any = yaml.safe_load(str(one.manifest["config"]))
+        config = load_yaml(str(one.manifest["config"]))
         del config["model"]["init_args"]["seed"]
-    except (KeyError, TypeError, yaml.YAMLError):
+    except (KeyError, TypeError, ValueError):
         return None
     made = {name: value for name, value in config.items() if name not in _NOT_THE_CONFIG}
     known = [one.manifest.get(name) for name in ("data", "teacher", "statistics")]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unidd_pl.untrusted import parse_json
+
 # One header entry only: safetensors writes several in random order, and equal contents must give equal bytes.
 HEADER_KEY = "unidd_pl"
 
@@ -29,8 +31,8 @@ def read_header(path: Path, metadata: dict[str, str] | None, tag: str, version: 
         ValueError: If the file is of another kind or a newer format.
     """
     try:
-        header = json.loads((metadata or {}).get(HEADER_KEY, "null"))
-    except json.JSONDecodeError:
+        header = parse_json((metadata or {}).get(HEADER_KEY, "null"), path)
+    except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != tag:
         raise ValueError(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -22,6 +21,7 @@ from unidd_pl.headers import read_header, unreadable
 from unidd_pl.label_codec import Parts
 from unidd_pl.label_file import FORMAT, FORMAT_VERSION, LabelFacts, digest_of
 from unidd_pl.labels import SoftLabels
+from unidd_pl.untrusted import UnreadableTensorsError, read_metadata, read_safetensors
 from unidd_pl.views import ViewRecipe, Views
 
 _EXPECTED = "soft labels as `unidd relabel` writes them"
@@ -49,10 +49,9 @@ class LabelStore(SoftLabels):
 
     def _open(self) -> None:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                header = read_header(self.path, file.metadata(), FORMAT, FORMAT_VERSION, _EXPECTED)
-                self._arrays: Parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            header = read_header(self.path, read_metadata(self.path), FORMAT, FORMAT_VERSION, _EXPECTED)
+            self._arrays: Parts = read_safetensors(self.path)[0]
+        except UnreadableTensorsError as error:
             raise ValueError(unreadable(self.path, error, "label store", _CURE)) from error
         try:
             self.facts = LabelFacts.from_header(header)

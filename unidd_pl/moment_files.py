@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from unidd_pl.console import say
 from unidd_pl.files import atomic_write
 from unidd_pl.spectral import Moments
+from unidd_pl.untrusted import parse_json, read_safetensors
 
 PART_FORMAT = "unidd-statistics-part-1"
 
@@ -32,20 +32,29 @@ def pack(moments: Sequence[Moments]) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor], layers: int) -> tuple[Moments, ...]:
-    """Return what `pack` was given, for so many layers."""
+    """Return what `pack` was given, for so many layers.
+
+    Raises:
+        KeyError, ValueError: If the tensors are not those.
+    """
+    if not 0 < layers <= len(tensors):
+        raise ValueError(f"got {len(tensors)} tensors for {layers} layers")
     fields = Moments.__dataclass_fields__
-    return tuple(Moments(*(tensors[f"{index}.{field}"] for field in fields)) for index in range(layers))
+    moments = tuple(Moments(*(tensors[f"{index}.{field}"] for field in fields)) for index in range(layers))
+    for one in moments:
+        one.check()
+    return moments
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what a file says of itself, empty where it says nothing, and its tensors.
 
     Raises:
-        OSError, SafetensorError, json.JSONDecodeError: If it cannot be read.
+        ValueError: If it cannot be read.
     """
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("unidd", "{}"))
-        return about, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    tensors, metadata = read_safetensors(path)
+    about = parse_json(metadata.get("unidd", "{}"), path)
+    return about if isinstance(about, dict) else {}, tensors
 
 
 class PartialPass:
@@ -76,7 +85,7 @@ class PartialPass:
             batches, layers = int(about["batches"]), int(about["layers"])
             moments = unpack(tensors, layers)
             found = (about.get("format"), about.get("fingerprint"))
-        except (OSError, SafetensorError, json.JSONDecodeError, KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             say(f"Statistics: cannot read {self.path} ({error}); starting the pass anew")
             return 0, ()
         if found != (PART_FORMAT, self.fingerprint):

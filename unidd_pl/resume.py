@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from unidd_pl.console import Stopped
-from unidd_pl.files import atomic_write
+from unidd_pl.files import atomic_write, only_writer, remove_temporary
+from unidd_pl.untrusted import read_torch
 
+_ABANDONED = 3600.0  # seconds after which a temporary file in the cache is no one's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -55,11 +57,14 @@ class ResumePoint(L.Callback):
         self.path = path
         self.every_n_iterations = every_n_iterations
         self.place = place
+        self.started = False
+        """Whether the training has begun: all that a checkpoint holds is taken up by then."""
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; only a main thread may."""
+        self.started = True
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
@@ -112,6 +117,45 @@ class ResumePoint(L.Callback):
         self._previous = {}
 
 
+@contextmanager
+def sole_run(output: Path, cache: Path) -> Iterator[None]:
+    """Hold an output folder for one run, and remove the temporary files that killed ones left.
+
+    Args:
+        output: Folder of the results, with folders of its own.
+        cache: Folder of teachers and statistics, which other runs may be writing to.
+
+    Raises:
+        ValueError: If another run writes to the output folder.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:  # the first of several processes holds the folder for all
+        yield
+        return
+    with only_writer(output):
+        for folder in (output, *(entry for entry in output.iterdir() if entry.is_dir())):
+            remove_temporary(folder)
+        for folder in (cache / "teachers", cache / "statistics"):
+            remove_temporary(folder, older_than=_ABANDONED)
+        yield
+
+
+def fit_from(trainer: L.Trainer, module: L.LightningModule, checkpoint: Path | None, point: ResumePoint) -> None:
+    """Run a Trainer, from a checkpoint where one is given.
+
+    Raises:
+        ValueError: If the checkpoint is one by its form, and its contents cannot be taken up.
+    """
+    try:
+        trainer.fit(module, ckpt_path=checkpoint)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError, NotImplementedError) as error:
+        if checkpoint is None or point.started:
+            raise
+        raise ValueError(
+            f"got contradictory contents in the checkpoint {checkpoint} ({type(error).__name__}: {error}), expected "
+            "one that `unidd fit` wrote: take another one, or start anew with --overwrite true"
+        ) from error
+
+
 def check_checkpoint(path: Path) -> None:
     """Refuse, before any work, a file that is no checkpoint of a distillation.
 
@@ -119,10 +163,8 @@ def check_checkpoint(path: Path) -> None:
         ValueError: If it cannot be read or is something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"cannot read the checkpoint {path} ({type(error).__name__}): expected one written by `unidd fit`"
-        ) from error
+        content = read_torch(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read the checkpoint {path} ({error}): expected one written by `unidd fit`") from error
     if not isinstance(content, dict) or "distillation" not in content:
         raise ValueError(f"{path} is not a checkpoint of a distillation: expected one written by `unidd fit`")

@@ -7,6 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from unidd_pl.spectral import RunningMode
 
 Running = Literal["auto", "off"] | RunningMode
@@ -57,6 +60,41 @@ def check_settings(
 def digest_of(made_from: Mapping[str, Any]) -> str:
     """Return a hexadecimal digest of all that the images of a run depend on."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def check_step(step: object, total: int) -> int:
+    """Return the step of a checkpoint, counted from 1, of a run of `total` steps.
+
+    Raises:
+        ValueError: If it has none, or one beyond the run.
+    """
+    if type(step) is not int or not 1 <= step <= total:
+        raise ValueError(f"got a checkpoint of the step {step!r}, expected 1 to {total}: it is damaged")
+    return step
+
+
+def take_adam(checkpoint: dict[str, Any], fresh: torch.optim.Optimizer, images: Tensor) -> None:
+    """Leave of a checkpoint's optimiser what it has learnt; its settings are those of the run.
+
+    Args:
+        checkpoint: Lightning's, changed in place.
+        fresh: Adam as the run makes it.
+        images: (n, c, h, w), what it moves.
+
+    Raises:
+        ValueError: If the checkpoint holds other than the state of Adam for these images.
+    """
+    try:
+        (state,) = checkpoint["optimizer_states"]
+        learnt = state["state"][0] if state["state"] else {}
+        shapes = {name: tuple(value.shape) for name, value in learnt.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"got a checkpoint without the state of Adam ({error!r}): it is damaged") from error
+    expected = {"step": (), "exp_avg": tuple(images.shape), "exp_avg_sq": tuple(images.shape)}
+    if learnt and shapes != expected:
+        raise ValueError(f"got a checkpoint with Adam's {shapes}, expected {expected}: it is damaged")
+    settings = fresh.state_dict()["param_groups"]
+    checkpoint["optimizer_states"] = [{"state": {0: learnt} if learnt else {}, "param_groups": settings}]
 
 
 def check_same_run(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

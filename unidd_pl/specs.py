@@ -98,15 +98,21 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> DatasetSpec:
-        """Rebuild a spec from `to_dict`."""
-        return cls(
-            name=str(fields["name"]),
-            classes=tuple(fields["classes"]),
-            channels=int(fields["channels"]),
-            image_size=int(fields["image_size"]),
-            mean=tuple(float(m) for m in fields["mean"]),
-            std=tuple(float(s) for s in fields["std"]),
-        )
+        """Rebuild a spec from `to_dict`.
+
+        Raises:
+            ValueError: If a field is missing, of another type or out of range.
+        """
+        kinds = {"name": str, "classes": list, "channels": int, "image_size": int, "mean": list, "std": list}
+        for name, kind in kinds.items():
+            if not isinstance(fields, dict) or type(fields.get(name)) is not kind:
+                raise ValueError(f"got no {kind.__name__} as the {name} of a data set: the file is damaged")
+        if not all(isinstance(name, str) for name in fields["classes"]):
+            raise ValueError(f"{fields['name']}: got class names that are no text: the file is damaged")
+        if not all(type(value) in (int, float) for value in fields["mean"] + fields["std"]):
+            raise ValueError(f"{fields['name']}: got a normalisation that is no numbers: the file is damaged")
+        values = {name: tuple(fields[name]) if kinds[name] is list else fields[name] for name in kinds}
+        return cls(**values)  # type: ignore[arg-type]  # checked above
 
     @staticmethod
     def _channel(values: Iterable[float], like: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -215,7 +214,7 @@ def load_statistics(path: Path) -> Statistics:
     """
     try:
         about, tensors = read_tensors(path)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"cannot read the statistics {path} ({error}): expected a file written by `unidd statistics`"
         ) from error
@@ -224,9 +223,28 @@ def load_statistics(path: Path) -> Statistics:
             f"{path} holds no statistics (format {about.get('format')!r}, expected {STATISTICS_FORMAT!r}): "
             "give a file written by `unidd statistics`"
         )
-    made_from = about["made_from"]
-    moments = unpack(tensors, len(made_from["layers"]))
+    try:
+        made_from = about["made_from"]
+        moments = unpack(tensors, len(made_from["layers"]))
+        _check_contents(made_from)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"got contradictory contents in the statistics {path} ({error!r}), expected a file as `unidd statistics` "
+            "writes it: gather them anew"
+        ) from error
     return Statistics(tuple(made_from["layers"]), moments, made_from["signal"], made_from)
+
+
+def _check_contents(made_from: dict[str, Any]) -> None:
+    """Refuse what `save_statistics` does not write."""
+    for what in ("teacher", "data", "signal", "transform"):
+        if not isinstance(made_from[what], str):
+            raise ValueError(f"{what} is {made_from[what]!r}, expected a text")
+    if made_from["signal"] not in get_args(Signal):
+        raise ValueError(f"signal {made_from['signal']!r}, expected one of {get_args(Signal)}")
+    if not isinstance(made_from["layers"], list) or not all(isinstance(name, str) for name in made_from["layers"]):
+        raise ValueError(f"layers {made_from['layers']!r}, expected names")
+    DatasetSpec.from_dict(made_from["spec"])
 
 
 def _check_made_from(path: Path, got: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
@@ -27,6 +26,7 @@ from unidd_pl.files import atomic_write
 from unidd_pl.networks import build_network, load_weights
 from unidd_pl.networks.checkpoints import count_outputs, take_outputs
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import parse_json, read_metadata
 
 TEACHER_FORMAT = "unidd-teacher-1"
 _SAME_NORMALISATION = 1e-4  # pixels in [0, 1]; means are often given with four digits
@@ -127,12 +127,28 @@ def read_about(path: Path) -> dict[str, Any] | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        about = parse_json(read_metadata(path).get("unidd", "{}"), path)
+    except ValueError as error:
         raise ValueError(f"cannot read the teacher {path} ({error}): expected a whole safetensors file") from error
-    about = json.loads(metadata.get("unidd", "{}"))
-    return about if about.get("format") == TEACHER_FORMAT else None
+    if not isinstance(about, dict) or about.get("format") != TEACHER_FORMAT:
+        return None
+    try:
+        _check_about(about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"got contradictory contents in the teacher {path} ({error!r}), expected a file as `unidd pretrain` "
+            "writes it: copy it again or train it anew"
+        ) from error
+    return about
+
+
+def _check_about(about: dict[str, Any]) -> None:
+    if not isinstance(about["network"], str):
+        raise ValueError(f"network {about['network']!r}, expected a name")
+    DatasetSpec.from_dict(about["spec"])
+    accuracy = about["accuracy"]
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+        raise ValueError(f"accuracy {accuracy!r}, expected none or a share")
 
 
 def find_teacher(fingerprint: str, cache: Path) -> Path | None:

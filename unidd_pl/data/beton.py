@@ -146,7 +146,7 @@ def read_beton(path: Path) -> Beton:
                 )
             count, table = int(header[0]["num_samples"]), int(header[0]["table"])
             needed = table + count * ALLOCATION.itemsize
-            if size != needed:
+            if size != needed or _SAMPLES_START + count * SAMPLE.itemsize > table:
                 raise ValueError(
                     f"{path} is truncated or damaged: got {size} bytes, expected {needed}; write it anew with "
                     "`unidd convert --config … --overwrite true`"
@@ -157,4 +157,28 @@ def read_beton(path: Path) -> Beton:
             allocations = np.fromfile(file, ALLOCATION, count)
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error}): expected a file written by `unidd convert`") from error
+    _check_places(path, samples, allocations, table)
     return Beton(path, samples, allocations["size"].copy())
+
+
+def _check_places(path: Path, samples: NDArray[np.void], allocations: NDArray[np.void], table: int) -> None:
+    """Refuse images that lie outside the pages: FFCV's compiled code reads where it is told to."""
+    images, sizes = samples["f0"], allocations["size"]
+    starts = images["data_ptr"]
+    pixels = 3 * images["width"].astype(np.uint64) * images["height"].astype(np.uint64)
+    wrong = (
+        (allocations["ptr"] != starts)
+        | (allocations["sample_id"] != np.arange(len(samples), dtype=np.uint64))
+        | (starts < _SAMPLES_START + samples.nbytes)
+        | (starts > table)
+        | (sizes > table - starts)  # wraps where a start lies behind the table, which is refused already
+        | (pixels == 0)
+        | ~np.isin(images["mode"], (JPEG, PIXELS))
+        | ((images["mode"] == PIXELS) & (sizes != pixels))
+        | (samples["f1"] < 0)
+    )
+    if wrong.any():
+        raise ValueError(
+            f"{path} is damaged: its image {int(wrong.argmax())} of {len(samples)} lies outside the file or has no "
+            "size; write it anew with `unidd convert --config … --overwrite true`"
+        )

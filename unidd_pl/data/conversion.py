@@ -21,6 +21,7 @@ from tqdm import tqdm
 from unidd_pl.data.beton import JPEG, LARGEST_SIDE, PAGE_SIZE, PIXELS, Beton, BetonWriter, StoredImage, read_beton
 from unidd_pl.data.images import ImageFiles, open_picture
 from unidd_pl.files import atomic_write
+from unidd_pl.untrusted import parse_json
 
 MANIFEST_FORMAT = "unidd-beton-1"
 _ANEW = "write it anew with `unidd convert --config … --overwrite true`"
@@ -218,15 +219,24 @@ def load_beton(path: Path, files: ImageFiles, classes: Sequence[str], split: str
 
 def _load_manifest(path: Path) -> BetonManifest:
     try:
-        fields = json.loads(path.read_text())
+        fields = parse_json(path.read_bytes(), path)
         if fields["format"] != MANIFEST_FORMAT:
             raise ValueError(f"format {fields['format']!r}")
-        return BetonManifest(**fields)
+        manifest = BetonManifest(**fields)
+        for name, example in asdict(BetonManifest("", [""], [0], "", [""], 0, 0, "", "")).items():
+            _check_type(name, fields[name], example)
+        return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read the manifest {path} ({error}): expected the JSON file that `unidd convert` writes beside a "
             f".beton file; {_ANEW}"
         ) from error
+
+
+def _check_type(name: str, value: object, example: object) -> None:
+    values, kind = (value, type(example[0])) if isinstance(example, list) else ([value], type(example))
+    if not isinstance(values, list) or not all(type(one) is kind for one in values):
+        raise ValueError(f"{name} is no {'list of ' if isinstance(example, list) else ''}{kind.__name__}")
 
 
 def _short(value: object) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from unidd_pl.data.images import open_picture
 
@@ -73,5 +73,5 @@ def _probe(path: Path) -> tuple[str, tuple[int, int]] | None:
     try:
         with Image.open(path) as image:
             return image.mode, image.size
-    except (OSError, UnidentifiedImageError):
+    except Exception:  # whatever the bytes of a foreign file make Pillow's many decoders stumble over
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.files import atomic_write
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import parse_json
 
 CARD_NAME = "card.json"
 PAGE_NAME = "README.md"
@@ -119,7 +120,7 @@ def read_card(folder: Path) -> Card | None:
         ValueError: If the card is damaged or of a newer version.
     """
     try:
-        content: Any = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+        content: Any = parse_json((folder / CARD_NAME).read_bytes(), folder / CARD_NAME)
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("format") != CARD_FORMAT:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
+from unidd_pl.configs import load_yaml
 
 Pixels = Literal["0-255", "0-1", "normalised"]
 AS_DATA = "data"  # the class order of the data
@@ -83,8 +83,8 @@ class SetDescription:
         if not beside.is_file():
             return self.facts
         try:
-            content: Any = yaml.safe_load(beside.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = load_yaml(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot read {beside} ({error}): expected a YAML file about {path.name}") from error
         known = [one.name for one in fields(SetFacts)]
         if not isinstance(content, dict) or not content.keys() <= set(known):

@@ -15,6 +15,7 @@ from unidd_pl.exchange.assembling import GIB, MAX_GIB, decode, encode, stacked
 from unidd_pl.exchange.raw import RawSet
 from unidd_pl.files import atomic_write
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import parse_json
 
 PARQUET_NAME = "train-00000-of-00001.parquet"  # the name by which the Hub finds a split
 IMAGE_COLUMNS = ("image", "img", "images")
@@ -86,7 +87,7 @@ def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
 
 def _class_names(metadata: bytes | None, label: str) -> list[str] | None:
     try:
-        names = json.loads(metadata or b"{}")["info"]["features"][label]["names"]
+        names = parse_json(metadata or b"{}", label)["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None

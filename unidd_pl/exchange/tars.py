@@ -16,6 +16,7 @@ from unidd_pl.exchange.assembling import decode, encode, stacked
 from unidd_pl.exchange.raw import RawSet
 from unidd_pl.files import atomic_write
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import parse_json
 
 SHARD = 10_000  # samples a tar file
 _PICTURES = ("png", "jpg", "jpeg", "webp", "ppm")
@@ -94,7 +95,7 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 def _class_of(sample: dict[str, bytes], where: str) -> tuple[int, str | None]:
     """Return label and class name of a sample."""
     try:
-        about: Any = json.loads(sample.get("json", b"{}"))
+        about: Any = parse_json(sample.get("json", b"{}"), where)
         about = about if isinstance(about, dict) else {}
         label = int(sample["cls"] if "cls" in sample else about["label"])
     except (ValueError, KeyError, TypeError) as error:

