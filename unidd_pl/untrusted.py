@@ -23,7 +23,7 @@ _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 _HARMLESS = re.compile(
     r"collections OrderedDict"
-    r"|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter|sparse_tensor)|torch\.serialization _get_layout"
     r"|torch \w+Storage"
     r"|torch b?float\w*|torch u?int\w*|torch bool|torch complex\w*|torch bfloat16|torch Size"
     r"|torch\.nn\.parameter Parameter"

@@ -33,7 +33,7 @@ from unidd_pl.data.images import open_picture
 from unidd_pl.data.listing import _probe
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet
-from unidd_pl.exchange import read_set
+from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.features import conv_layers
 from unidd_pl.label_store import LabelStore
 from unidd_pl.networks import build_network, load_weights
@@ -232,7 +232,7 @@ def read_labels(path: Path) -> None:
 
 def foreign(folder: Path) -> dict[str, torch.Tensor]:
     spec = world(folder).data.spec
-    return {"images": torch.rand(6, *spec.image_shape), "labels": torch.arange(6) % 3}
+    return {"images": torch.randint(0, 256, (6, *spec.image_shape), dtype=torch.uint8), "labels": torch.arange(6) % 3}
 
 
 def make_foreign_torch(folder: Path) -> Path:
@@ -264,7 +264,7 @@ def make_foreign_shard(folder: Path) -> Path:
 def make_description(folder: Path) -> Path:
     """Describe a foreign set."""
     make_foreign_torch(folder)
-    text = "pixels: 0-1\nclasses: [blue, green, red]\nclip: false\nname: other\n"
+    text = "classes: [blue, green, red]\nclip: false\nname: other\n"
     (folder / "foreign.pt.yaml").write_text(text)
     return folder / "foreign.pt.yaml"
 
@@ -280,7 +280,7 @@ def read_description(path: Path) -> None:
 
 
 def read_foreign(path: Path) -> None:
-    read_set(path, world(path.parent).data.spec)
+    read_set(path, world(path.parent).data.spec, SetDescription(classes="data"))
 
 
 def make_png(folder: Path) -> Path:
