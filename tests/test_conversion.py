@@ -83,9 +83,7 @@ class TestStoredForm:
 class TestFormat:
     def test_images_lie_on_one_page_each(self, tmp_path: Path) -> None:
         page = 2**12
-        images = [
-            StoredImage(JPEG, 1, 1, bytes([number]) * size) for number, size in enumerate((3000, 2000, 4096, 5))
-        ]
+        images = [StoredImage(JPEG, 1, 1, bytes([number]) * size) for number, size in enumerate((3000, 2000, 4096, 5))]
         with (tmp_path / "x.beton").open("w+b") as file:
             writer = BetonWriter(file, 10, page)
             for label, image in enumerate(images):
