@@ -34,8 +34,10 @@ test-all: $(INSTALLED)  ## run the slow tests too
 test-ffcv: ffcv  ## run the tests of the FFCV loader
 	$(BIN)/pytest -m ffcv
 
-bench: $(INSTALLED)  ## time a distillation step against the same step without the spectral loss
-	$(BIN)/python benchmarks/step.py
+bench: $(INSTALLED)  ## time a distillation step, its parts and how it scales; on a GPU too where there is one (minutes)
+	$(BIN)/python benchmarks/step.py --tricks --output runs/bench/step.json
+	$(BIN)/python benchmarks/scaling.py --output runs/bench/scaling.json
+	$(BIN)/python benchmarks/gpu.py --output runs/bench/gpu.json
 
 bench-labels: $(INSTALLED)  ## compare stored with online soft labels on the embedded digits: bytes and accuracy
 	$(BIN)/python benchmarks/soft_labels.py

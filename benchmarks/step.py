@@ -11,7 +11,6 @@ autograd (`reference.py`). All are timed in turn in one process; medians and the
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,7 @@ def measure(case: Case, threads: int, repeats: int, *, tricks: bool, cpu_time: b
     """Time one case; print a line and return the figures."""
     torch.set_num_threads(threads)
     chosen = variants(case, tricks=tricks)
-    clock = time.process_time if cpu_time else time.perf_counter
-    times = times_in_turn({name: make_step(one) for name, one in chosen.items()}, repeats, clock=clock)
+    times = times_in_turn({name: make_step(one) for name, one in chosen.items()}, repeats, cpu_time=cpu_time)
     typical = medians(times)
     ratios = {
         "ours / floor": typical["ours"] / typical["floor"],
@@ -52,7 +50,14 @@ def measure(case: Case, threads: int, repeats: int, *, tricks: bool, cpu_time: b
     say(f"{case.network}, {case.images} images, {threads} threads: {figures} ms; "
         + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))  # fmt: skip
     fastest = {name: min(values) for name, values in times.items()}
-    return {"case": asdict(case), "threads": threads, "medians_ms": typical, "minima_ms": fastest, "ratios": ratios}
+    return {
+        "case": asdict(case),
+        "threads": threads,
+        "clock": "processor" if cpu_time else "wall",
+        "medians_ms": typical,
+        "minima_ms": fastest,
+        "ratios": ratios,
+    }
 
 
 def main() -> None:
@@ -61,19 +66,18 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=None, help="only these of the cases")
     parser.add_argument("--images", nargs="+", type=int, default=None, help="only these chunk sizes")
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
+    parser.add_argument("--threads", nargs="+", type=int, default=None, help="default: 1 and all cores")
     parser.add_argument("--tricks", action="store_true", help="take back one part of ours at a time")
-    parser.add_argument(
-        "--cpu_time", action="store_true", help="time of the processor, for a busy machine; with one thread only"
-    )
+    parser.add_argument("--cpu_time", action="store_true", help="time of the processor, for a busy machine: one thread")
     parser.add_argument("--note", default="", help="said beside the figures, for example what else was running")
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
     start()
     say(f"{circumstances(arguments.note)}; medians of {arguments.repeats} in turn")
+    threads_tried = [1] if arguments.cpu_time else arguments.threads or sorted({1, torch.get_num_threads()})
     results = [
         measure(case, threads, arguments.repeats, tricks=arguments.tricks, cpu_time=arguments.cpu_time)
-        for threads in arguments.threads
+        for threads in threads_tried
         for case in CASES
         if arguments.networks is None or case.network in arguments.networks
         if arguments.images is None or case.images in arguments.images

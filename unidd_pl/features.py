@@ -76,15 +76,16 @@ class FeatureTap:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
-        modules = dict(network.named_modules())
-        missing = [name for name in layers if name not in modules]
-        if missing:
-            raise ValueError(
-                f"{type(network).__name__} has no layers {missing}: expected names from its "
-                f"named_modules(), for example {list(modules)[-3:]}"
-            )
         self.layers = tuple(layers)
-        self._modules = [modules[name] for name in layers]
+        try:
+            # By name and not from a list of all modules: a tap is made at every step.
+            self._modules = [network.get_submodule(name) for name in layers]
+        except AttributeError as error:
+            known = dict(network.named_modules())
+            raise ValueError(
+                f"{type(network).__name__} has no layers {[name for name in layers if name not in known]}: expected "
+                f"names from its named_modules(), for example {list(known)[-3:]}"
+            ) from error
         self._network = network
         self._recorded: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
