@@ -166,3 +166,33 @@ def test_every_stage_streams_through_ffcv(root: Path, capsys: pytest.CaptureFixt
         ]
     )  # fmt: skip
     assert "1 images per class" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full(root: Path) -> None:
+    """For real: the system refuses files above 20 kB; a .beton file takes at least one page of 8 MiB."""
+    script = (
+        "import resource, signal, sys\n"
+        "from unidd_pl.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the write instead of the end of the process\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, "convert", *arguments(root)], check=False, capture_output=True, text=True
+    )
+    assert process.returncode == 2
+    assert "could not write train.beton in folder" in process.stderr
+    assert "make room" in process.stderr
+    assert list((root.parent / "runs/cache/betons/photographs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("kept", "message"), [(-9, "is truncated or damaged"), (10, "is no .beton file")])
+def test_a_truncated_file_is_refused_by_the_command(
+    root: Path, capsys: pytest.CaptureFixture[str], kept: int, message: str
+) -> None:
+    main(["convert", *arguments(root)])
+    path = root.parent / "runs/cache/betons/photographs/train.beton"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert message in refused(capsys, *arguments(root))
+    main(["convert", *arguments(root), "--overwrite", "true"])
+    main(["convert", *arguments(root)])

@@ -169,3 +169,8 @@ def test_data_in_memory_count() -> None:
         make_plan(module_of(), "convnet-w8-d2", facts, CPU, in_memory_gib=gib, timed=False) for gib in (0.0, 4.0)
     ]
     assert [plan.data_bytes for plan in plans] == [0, 2**20 * 3 * 144]
+
+
+def test_a_plan_of_some_classes_of_a_published_set() -> None:
+    facts = facts_of(None, {"name": "imagenet", "image_size": 224, "classes": "imagenette"}, NONE)
+    assert (facts.name, facts.num_classes, facts.train_images) == ("imagenet-imagenette", 10, 12_812)

@@ -13,6 +13,7 @@ import torch
 
 from unidd_pl.console import say
 from unidd_pl.data import ImageData
+from unidd_pl.data.class_lists import count_classes, list_name
 from unidd_pl.data.module import GIB
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.files import atomic_write
@@ -86,6 +87,8 @@ def facts_of(data: ImageData | None, settings: Mapping[str, Any], given: Mapping
         facts = _facts_in(data)
     elif known is not None:
         facts = replace(known, image_size=settings.get("image_size") or known.image_size)
+        if settings.get("classes"):
+            facts = _some_classes(facts, str(settings["classes"]))
     elif given.get("num_classes") and (given.get("image_size") or settings.get("image_size")):
         facts = DataFacts(name or "data", 2, 3, settings.get("image_size") or 1, None, "as given")
     else:
@@ -95,6 +98,13 @@ def facts_of(data: ImageData | None, settings: Mapping[str, Any], given: Mapping
         )
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     return replace(facts, **fields)
+
+
+def _some_classes(facts: DataFacts, classes: str) -> DataFacts:
+    """Return the facts of some classes of a set, all taken to be equally large."""
+    count = count_classes(classes)
+    images = round((facts.train_images or 0) * count / facts.num_classes)
+    return replace(facts, name=f"{facts.name}-{list_name(classes)}", num_classes=count, train_images=images)
 
 
 def _facts_in(data: ImageData) -> DataFacts:

@@ -73,6 +73,11 @@ def check_class_list(classes: str) -> None:
     _lines(classes)
 
 
+def count_classes(classes: str) -> int:
+    """Return the number of classes that a list names, whether they are there or not."""
+    return len(_lines(classes))
+
+
 def _lines(classes: str) -> list[str]:
     if classes in CLASS_LISTS:
         text = (files("unidd_pl.data") / "classes" / f"{classes}.txt").read_text(encoding="utf-8")
