@@ -23,7 +23,7 @@ _OTHER_BAND = "#555555"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 _DASHES = ("-", "--", "-.", ":")
 _DPI = 110
-CURVES = ("beta", "loss/total", "loss/matching", "loss/cross_entropy", "probe/accuracy")
+CURVES = ("beta", "loss/total", "loss/matching", "loss/cross_entropy")
 """Metrics that are drawn over the iterations."""
 
 _MAX_POINTS = 500  # of a drawn curve
@@ -261,7 +261,7 @@ def _band_legend(figure: Figure, facet: Facet) -> None:
                sorted(present, key=list(BANDS).index if present <= BANDS.keys() else str)]  # fmt: skip
     if any(row.is_real for row in facet.rows):
         handles.append(Line2D([], [], color="black", linestyle="--", label="real images, same number"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
