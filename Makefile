@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-labels bench-loading check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-labels bench-loading faults check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,9 @@ bench-labels: $(INSTALLED)  ## compare stored with online soft labels on the emb
 
 bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench-loading IMAGES=PATH
 	$(BIN)/python benchmarks/loading.py $(IMAGES)
+
+faults: $(INSTALLED)  ## kill, stop and starve real runs, go on, compare bit for bit (all of it as root, with faketime)
+	$(BIN)/python benchmarks/faults.py --work runs/faults --output docs/results/faults
 
 check: $(INSTALLED)  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

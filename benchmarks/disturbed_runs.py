@@ -1,0 +1,119 @@
+"""Real runs of `unidd fit` on the embedded digits: processes forked from one that has everything imported."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from unidd_pl import cli
+from unidd_pl.distilled import DistilledSet
+
+CONFIG = Path(__file__).parent.parent / "configs/cfm_digits.yaml"
+SETTINGS = {
+    "teacher.epochs": 1, "model.init_args.iterations": 10, "model.init_args.ipc": 3, "model.init_args.chunk_size": 4,
+    "checkpoint_every": 7, "trainer.enable_progress_bar": "false",
+}  # fmt: skip
+PATIENCE = 600  # seconds for one run, on a busy machine
+
+Prepare = Callable[[], None]
+
+
+class Bench:
+    """Starts runs in one folder and compares what they leave.
+
+    Args:
+        work: Folder of everything.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.draw = random.Random(0)
+        self.count = 0
+        self.fit(work / "reference")
+        began = time.monotonic()
+        self.fit(work / "again", "--overwrite", "true")  # with teacher and statistics in the cache
+        self.seconds = time.monotonic() - began
+        self.expected = contents(work / "reference")
+        if contents(work / "again") != self.expected:
+            raise SystemExit("two undisturbed runs differ: nothing can be compared")
+
+    def arguments(self, output: Path, *more: str) -> list[str]:
+        """Return the command line of a run."""
+        options = [f"--{name}={value}" for name, value in SETTINGS.items()]
+        places = ["--cache_dir", str(self.work / "cache"), "--output_dir", str(output)]
+        tracking = ["--tracking.uri", f"sqlite:///{self.work}/mlflow.db"]
+        return ["fit", "--config", str(CONFIG), *options, *places, *tracking, *more]
+
+    def start(self, output: Path, *more: str, prepare: Prepare | None = None) -> int:
+        """Start a run; return the id of its process."""
+        child = os.fork()
+        if child:
+            return child
+        log = os.open(self.log(output), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if prepare is not None:
+            prepare()
+        status = 1
+        try:
+            cli.main(self.arguments(output, *more))
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def fit(self, output: Path, *more: str, prepare: Prepare | None = None) -> int:
+        """Run to the end; return the exit status, or minus the signal."""
+        return wait(self.start(output, *more, prepare=prepare))
+
+    def log(self, output: Path) -> Path:
+        """Return where a run's messages go: never onto the disk that is full."""
+        return self.work / (str(output.relative_to(self.work)).replace("/", "_") + ".log")
+
+    def last_words(self, output: Path) -> str:
+        """Return the last line that a run printed."""
+        return self.log(output).read_text().strip().splitlines()[-1]
+
+    def new(self) -> Path:
+        """Return a fresh output folder."""
+        self.count += 1
+        return self.work / f"run{self.count:03d}"
+
+    def recovered(self, output: Path) -> str:
+        """Go on; return "" where the result is the undisturbed one and nothing else is left, else what is wrong."""
+        status = self.fit(output, "--ckpt_path", "last")
+        if status:
+            return f"ended with {status}: {self.last_words(output)}"
+        if contents(output) != self.expected:
+            return "other images"
+        left = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".lock"))]
+        return f"left {left}" if left else ""
+
+
+def wait(child: int) -> int:
+    """Return the exit status of a process, or minus the signal that ended it; one that hangs is killed."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise SystemExit(f"a run hung for {PATIENCE} s")
+
+
+def contents(output: Path) -> object:
+    """Return what has to be the same: the images of the set and all chunks, byte for byte."""
+    chunks = {path.name: path.read_bytes() for path in sorted((output / "chunks").iterdir())}
+    return DistilledSet.load(output / "distilled.safetensors").fingerprint(), chunks
