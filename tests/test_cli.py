@@ -362,7 +362,7 @@ class TestConfigs:
 
 class TestBadInput:
     def test_unknown_command(self, refused: Refused) -> None:
-        assert "unknown command 'distil': expected one of fit, evaluate" in refused("distil")
+        assert "unknown command 'distil': expected one of fit, plan, evaluate" in refused("distil")
 
     def test_unknown_key_in_the_yaml(self, refused: Refused, tmp_path: Path) -> None:
         config = tmp_path / "typo.yaml"
