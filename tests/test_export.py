@@ -264,6 +264,10 @@ class TestDDRanking:
     def test_configuration_is_the_protocol(self, exported: tuple[Path, nn.Module]) -> None:
         folder, _ = exported
         config = yaml.safe_load((folder / "ddranking.yaml").read_text())
+        assert "&id" not in (folder / "ddranking.yaml").read_text()
+        card = json.loads((folder / "card.json").read_text())
+        assert card["image_bytes"] == sum(path.stat().st_size for path in (folder / "images").rglob("*.png"))
+        assert card["image_bytes"] < card["file_bytes"]  # the teacher
         assert config["teacher_model_names"] == [config["model_name"]] == ["ConvNet-3-BN"]
         assert (config["dataset"], config["im_size"], config["ipc"]) == ("CIFAR10", [32, 32], 2)
         assert config["loss_fn_kwargs"] == {"temperature": 20.0, "scale_loss": False}

@@ -44,7 +44,8 @@ def rows_of_sets(
         members = [sets[place] for place in places]
         _check_distinct([paths[place] for place in places], members)
         foreign = "source" in members[0].manifest  # sets made elsewhere lie side by side, and have names of their own
-        folder = method if foreign else paths[places[0]].absolute().parent.name
+        first = paths[places[0]].absolute()
+        folder = method if foreign else first.name if first.is_dir() else first.parent.name  # an export is a folder
         if methods.count(method) == 1 and (len(groups) == 1 or len(places) > 1):
             names.append(method)
         else:

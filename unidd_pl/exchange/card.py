@@ -156,7 +156,7 @@ def _page(card: dict[str, Any], usage: str) -> str:
         ("licence of the source data", card["licence_of_source_data"]),
         ("method", card["method"] or "not known"),
         ("images", f"{card['num_images']}, {card['images_per_class']} per class, {w}×{h} px, {c} channel(s)"),
-        ("image bytes", f"{card['file_bytes']:,} in files, {card['pixel_bytes']:,} as {card['pixels']} pixels"),
+        ("image bytes", f"{card['image_bytes']:,} in files, {card['pixel_bytes']:,} as {card['pixels']} pixels"),
         ("soft labels", soft),
         (
             "teacher",

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,7 +144,10 @@ class DDRankingExport:
 
     def _augmentation(self) -> dict[str, Any]:
         protocol, spec = self.protocol, self.distilled.spec
-        last = [{"name": "ToTensor"}, {"name": "Normalize", "args": {"mean": list(spec.mean), "std": list(spec.std)}}]
+        last: list[dict[str, Any]] = [
+            {"name": "ToTensor"},
+            {"name": "Normalize", "args": {"mean": list(spec.mean), "std": list(spec.std)}},
+        ]
         first: list[dict[str, Any]] = []
         if protocol.crop_scale is not None:
             crop = {"size": spec.image_size, "scale": list(protocol.crop_scale)}
@@ -160,7 +164,7 @@ class DDRankingExport:
             "use_zca": False,
             "use_aug_for_hard": False,
             "custom_train_trans": [*first, *last],
-            "custom_val_trans": last,
+            "custom_val_trans": copy.deepcopy(last),  # or YAML would write references
         }
 
     def _schedule(self) -> str:

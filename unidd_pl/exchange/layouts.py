@@ -91,7 +91,7 @@ def export_set(
             scorer.write(folder)
         else:
             _WRITERS[layout](written, folder)
-        card.update(images=_IMAGES.get(layout, "."), **_counted(folder))
+        card.update(images=_IMAGES.get(layout, "."), **_counted(folder, _IMAGES.get(layout, ".")))
         write_card(folder, card, scorer.usage() if scorer is not None else _USAGE[layout])
     except OSError as error:
         raise ValueError(
@@ -142,12 +142,17 @@ def _make_empty(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _counted(folder: Path) -> dict[str, Any]:
-    """Return size and digest of all files, and the names at the top of the folder."""
+def _counted(folder: Path, images: str) -> dict[str, Any]:
+    """Return sizes and digest of all files, and the names at the top of the folder."""
     digest, size = hashlib.sha256(), 0
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
         content = file.read_bytes()
         size += len(content)
         digest.update(f"{file.relative_to(folder).as_posix()}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-    entries = sorted(entry.name for entry in folder.iterdir())
-    return {"file_bytes": size, "checksum": digest.hexdigest(), "entries": entries}
+    return {
+        "image_bytes": sum(file.stat().st_size for file in files if file.is_relative_to(folder / images)),
+        "file_bytes": size,
+        "checksum": digest.hexdigest(),
+        "entries": sorted(entry.name for entry in folder.iterdir()),
+    }
