@@ -383,7 +383,6 @@ def evaluation_of(arguments: list[str], *, shared: dict[str, Any] | None = None,
         accelerator=config.accelerator,
         output=Path(config.output) if config.output else None,
         precision=config.precision,
-        workers=config.workers,
         **row_options(config),
         labels=[Path(name) for name in config.labels],
         teachers=config.teachers,
@@ -408,7 +407,6 @@ def evaluation_parser() -> Any:
     parser.add_argument("--distilled", type=str, nargs="+", required=True, help="sets of `unidd fit` or made elsewhere")
     parser.add_class_arguments(SetDescription, "set")
     add_label_options(parser)
-    parser.add_argument("--workers", type=int, default=1, help="students trained at once, each in its own process")
     parser.add_argument("--output", type=str, default=None, help="JSON file; default: beside the distilled set")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the JSON file")
     add_row_options(parser)

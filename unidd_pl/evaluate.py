@@ -22,13 +22,14 @@ from unidd_pl.files import check_writable
 from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
 from unidd_pl.networks import build_network
 from unidd_pl.pictures import picture
+from unidd_pl.placement import Placement
 from unidd_pl.preflight import check_labels, check_sets
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.protocols import Protocol
 from unidd_pl.rows import Row, seeds_then_rows
 from unidd_pl.stages import device_of
 from unidd_pl.stored_labels import check_same_teacher, find_stores
-from unidd_pl.student_pool import StudentJob, StudentSettings, train_students
+from unidd_pl.student_pool import StudentJob, StudentSettings
 from unidd_pl.teachers import Teacher, find_teacher
 from unidd_pl.tracking import Tracking
 from unidd_pl.training_sets import TrainingSets
@@ -55,7 +56,7 @@ class Evaluation:
         overwrite: Replace that file.
         description: What sets made elsewhere do not say of themselves.
         precision: Lightning's precision of the students.
-        workers: Students trained at once, each in a process of its own.
+        placement: Processes and devices of the students.
         baselines: Real images to hold the sets against; those drawn at random are always there.
         group_by: ``set``, a row each, or ``config``, one row for sets that differ in the distillation seed alone.
         val_split: Share of each class's training images that is held out, to choose an epoch on; 0 for none.
@@ -86,7 +87,7 @@ class Evaluation:
         config: str,
         *,
         precision: str = "32-true",
-        workers: int = 1,
+        placement: Placement | None = None,
         baselines: Sequence[Baseline] = ("random",),
         group_by: GroupBy = "set",
         val_split: float = 0.0,
@@ -101,8 +102,6 @@ class Evaluation:
     ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
-        if workers < 1:
-            raise ValueError(f"workers: got {workers}, expected at least 1")
         if len(set(networks)) < max(1, len(networks)):
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
         self.paths = tuple(distilled)
@@ -132,7 +131,7 @@ class Evaluation:
         self.tracking = tracking
         self.accelerator = accelerator
         self.precision = precision
-        self.workers = workers
+        self.placement = placement or Placement()
         self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
         self.config = config
         self.rows = rows
@@ -180,7 +179,7 @@ class Evaluation:
         with recorded(comparison, self.sets, self.all_data, self.tracking, self.config, self.parent) as records:
             places = list(seeds_then_rows(comparison.rows, self.seeds))
             settings = self._settings(teacher)
-            for position, score in train_students(self._jobs(places), len(places), settings, self.workers):
+            for position, score in self.placement.train(self._jobs(places), len(places), settings):
                 row, distilled, _ = places[position]
                 filed = replace(score, distilled=distilled)
                 row.file(filed)
@@ -191,9 +190,7 @@ class Evaluation:
 
     def _settings(self, teacher: Teacher) -> StudentSettings:
         holdout: LabelledImages | None = self.data.test if self.val_split else None
-        return StudentSettings(
-            teacher, self.all_data.test, self.protocol, self.accelerator, self.precision, holdout=holdout
-        )
+        return StudentSettings(teacher, self.all_data.test, self.protocol, self.accelerator, self.precision, holdout)
 
     def _jobs(self, places: Sequence[tuple[Row, str | None, int]]) -> Iterator[StudentJob]:
         for number, (row, distilled, seed) in enumerate(places, start=1):

@@ -5,6 +5,7 @@ Legend: n images, c channels, h w space, k classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler
 
 from unidd_pl.augmentation import random_flip, random_resized_crop
+from unidd_pl.data.holdout import SomeImages
 from unidd_pl.data.images import LabelledImages
+from unidd_pl.distributed import check_ranks, joint_shares, rows_of_rank, same_buffers, with_joint_batchnorm
 from unidd_pl.labels import OnlineLabels, SoftLabels, distillation_loss
 from unidd_pl.mixing import cutmix, shuffle_patches
 from unidd_pl.networks import build_network
@@ -25,7 +28,7 @@ from unidd_pl.scores import StudentScore
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.siamese_augmentation import siamese_augment
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.teachers import Teacher, accuracies_of, accuracy_of
+from unidd_pl.teachers import Teacher, accuracies_of
 from unidd_pl.training import is_logged_step, train
 from unidd_pl.views import Views
 
@@ -138,10 +141,14 @@ class EvalModule(L.LightningModule):
         self._pixels = self.training_set.pixels.to(self.device)
         self._labels = self.training_set.labels.to(self.device)
         self._teacher[0].to(self.device)
+        check_ranks([len(batch) for batch in self.train_dataloader()], self.trainer.world_size)
 
     def training_step(self, batch: list[int], batch_idx: int) -> Tensor:
         """Return the loss of a batch of indices."""
-        images = self.augment(batch, batch_idx)
+        images = self.augment(batch, batch_idx)  # the joint batch on every rank: its draws know no ranks
+        rows = rows_of_rank(len(batch), self.global_rank, self.trainer.world_size)
+        share = (rows.stop - rows.start) * self.trainer.world_size / len(batch)
+        images, batch = images[rows], batch[rows]
         logits = self.student(images).float()
         if self.protocol.labels == "hard":
             loss = F.cross_entropy(logits, self._labels[batch])
@@ -150,7 +157,8 @@ class EvalModule(L.LightningModule):
             loss = distillation_loss(logits, targets, self.protocol.temperature)
         if is_logged_step(self.trainer):
             self.log("loss", loss.detach(), prog_bar=True)
-        return loss
+        joint: Tensor = loss * share  # DDP takes the mean over ranks, the loss is that over images
+        return joint
 
     def augment(self, batch: list[int], batch_idx: int) -> Tensor:
         """Return normalised images as the protocol augments and mixes them, for a batch of indices."""
@@ -184,14 +192,24 @@ class EvalModule(L.LightningModule):
             return
         self.student.eval()
         with self.trainer.precision_plugin.forward_context():  # scored as it is trained
-            scores = accuracies_of(self.student, self.spec, self.test_images, self._top)
+            scores = self._accuracies(self.test_images, self._top)
             if self.holdout_images is not None:
-                self.holdout[epoch] = accuracy_of(self.student, self.spec, self.holdout_images)
+                self.holdout[epoch] = self._accuracies(self.holdout_images, (1,))[0]
         self.student.train()
         self.accuracies[epoch] = scores[0]
         if len(scores) > 1:
             self.top5[epoch] = scores[1]
         self.log("accuracy", scores[0], prog_bar=True)
+
+    def _accuracies(self, images: LabelledImages, top: Sequence[int]) -> tuple[float, ...]:
+        """Return the top-k accuracies over all images; each rank looks at its own, and none is seen twice."""
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return accuracies_of(self.student, self.spec, images, top)
+        same_buffers(self.student)
+        own = torch.arange(len(images))[rows_of_rank(len(images), self.global_rank, ranks)]
+        shares = accuracies_of(self.student, self.spec, SomeImages(images, own), top) if len(own) else [0.0] * len(top)
+        return joint_shares(list(shares), len(own), self.device)
 
 
 def train_student(
@@ -207,6 +225,8 @@ def train_student(
     precision: str = "32-true",
     logger: Logger | bool = False,
     holdout: LabelledImages | None = None,
+    devices: int | list[int] = 1,
+    sync_batchnorm: bool = False,
 ) -> StudentScore:
     """Train one fresh network and return its score.
 
@@ -222,11 +242,23 @@ def train_student(
         precision: Lightning's precision of training and scoring, for example ``bf16-mixed``.
         logger: Lightning logger.
         holdout: Images held out of the training set, to choose an epoch on.
+        devices: As for `train`.
+        sync_batchnorm: BatchNorm over the rows of all processes that train together.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "student", "weights"))
         student = build_network(network, teacher.spec)
+    if sync_batchnorm:
+        with_joint_batchnorm(student)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed, holdout)
-    train(module, label=label, epochs=protocol.epochs, accelerator=accelerator, precision=precision, logger=logger)
+    train(
+        module,
+        label=label,
+        epochs=protocol.epochs,
+        accelerator=accelerator,
+        precision=precision,
+        logger=logger,
+        devices=devices,
+    )
     return StudentScore(seed, module.accuracies, protocol.tail_epochs(), module.top5, module.holdout)

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.sharedctypes import Synchronized
 
 import torch
 from tqdm import tqdm
@@ -57,6 +58,8 @@ class StudentSettings:
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
         holdout: Images held out of the training set, scored beside the test images to choose an epoch on.
+        devices: How many devices each student is trained on, one process each; or the index of the one.
+        sync_batchnorm: BatchNorm over the rows of all devices instead of each device's own.
     """
 
     teacher: Teacher
@@ -65,6 +68,8 @@ class StudentSettings:
     accelerator: str = "auto"
     precision: str = "32-true"
     holdout: LabelledImages | None = None
+    devices: int | list[int] = 1
+    sync_batchnorm: bool = False
 
     def train(self, job: StudentJob, *, show_progress: bool) -> StudentScore:
         """Train one student and return its score."""
@@ -79,11 +84,18 @@ class StudentSettings:
             accelerator=self.accelerator,
             precision=self.precision,
             holdout=self.holdout,
+            devices=self.devices,
+            sync_batchnorm=self.sync_batchnorm,
         )
+
+    def on_device(self, number: int, devices: int) -> StudentSettings:
+        """Return these settings for the worker of this number, where each GPU has its share of the workers."""
+        on_gpu = self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+        return replace(self, devices=[number % devices]) if on_gpu and devices > 1 else self
 
 
 def train_students(
-    jobs: Iterable[StudentJob], count: int, settings: StudentSettings, workers: int = 1
+    jobs: Iterable[StudentJob], count: int, settings: StudentSettings, workers: int = 1, devices: int = 1
 ) -> Iterator[tuple[int, StudentScore]]:
     """Yield (position of the job, score), each as soon as it is there.
 
@@ -96,6 +108,7 @@ def train_students(
         count: How many there are.
         settings: What they share.
         workers: Processes.
+        devices: GPUs that they are spread over.
 
     Raises:
         ValueError: If a worker was killed, as by a lack of memory.
@@ -105,7 +118,9 @@ def train_students(
             yield position, settings.train(job, show_progress=True)
         return
     # Spawned, not forked: a fork would inherit torch's threads and CUDA in an unusable state.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (settings,))
+    context = multiprocessing.get_context("spawn")
+    started = context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, started, devices))
     numbered = iter(enumerate(jobs))
     running: dict[Future[StudentScore], int] = {}
     try:
@@ -136,21 +151,28 @@ def train_students(
 _settings: StudentSettings  # of a worker process, set once when it starts: the test images are large
 
 
-def _start_worker(settings: StudentSettings) -> None:
+def _start_worker(settings: StudentSettings, started: Synchronized[int], devices: int) -> None:
     global _settings  # noqa: PLW0603  the one place where a worker can keep what it was started with
-    _settings = settings
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    _settings = settings.on_device(number, devices)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     keep_large_blocks()
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, also when that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def end_with_parent() -> None:
+    """From now on end this process when the one that started it is gone, also when that was killed."""
+
+    def wait_and_end() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def _train_here(job: StudentJob) -> StudentScore:

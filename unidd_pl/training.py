@@ -56,8 +56,9 @@ def train(
     accelerator: str = "auto",
     precision: str = "32-true",
     logger: Logger | bool = False,
+    devices: int | list[int] = 1,
 ) -> L.Trainer:
-    """Train a module on one device, with a progress bar and without checkpoints.
+    """Train a module, with a progress bar and without checkpoints.
 
     Args:
         module: The module; it has its own training loader.
@@ -66,6 +67,7 @@ def train(
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
         logger: Lightning logger.
+        devices: 1; the index of the device to use; or the number of processes that train together, this being one.
 
     Raises:
         Stopped: After Ctrl-C or SIGTERM, which Lightning would turn into exit statuses 1 and 0.
@@ -74,7 +76,9 @@ def train(
         trainer = L.Trainer(
             max_epochs=epochs,
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
+            strategy="ddp" if isinstance(devices, int) and devices > 1 else "auto",
+            use_distributed_sampler=False,  # the modules shard by themselves
             precision=precision,  # type: ignore[arg-type]  # Lightning checks the name
             logger=logger,
             callbacks=[] if label is None else [RunProgressBar(label)],
