@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-labels bench-loading faults check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-evaluation bench-labels bench-loading faults check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ bench: $(INSTALLED)  ## time a distillation step, its parts and how it scales; o
 
 bench-labels: $(INSTALLED)  ## compare stored with online soft labels on the embedded digits: bytes and accuracy
 	$(BIN)/python benchmarks/soft_labels.py
+
+bench-evaluation: $(INSTALLED)  ## time an epoch of a student against a plain DataLoader loop, and the networks alone
+	$(BIN)/python benchmarks/evaluation.py
 
 bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench-loading IMAGES=PATH
 	$(BIN)/python benchmarks/loading.py $(IMAGES)

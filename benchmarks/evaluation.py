@@ -2,17 +2,19 @@
 
     python benchmarks/evaluation.py [--ipc 10 50] [--rounds 7] [--output FILE]
 
-Protocol `unidd-release`, 10 classes, 32 px, ConvNet-W128-D3 as teacher and student, scoring left out. Four cases are
-timed in turn in one process:
+Protocol `unidd-release`, 10 classes, 32 px, ConvNet-W128-D3 as teacher and student, scoring left out:
 
-* ours: `EvalModule` in a Lightning Trainer, as `unidd evaluate` runs it, started and stopped around every measurement;
+* ours: `EvalModule` in a Lightning Trainer, as `unidd evaluate` runs it, started and stopped at every measurement;
+* ours, bf16: the same with `--precision bf16-mixed`;
 * plain: what a research repository does: a folder of PNG files, torchvision's ImageFolder, RandomResizedCrop and flip
-  on PIL images in worker processes, CutMix with numpy, the same loss and optimizer; torch's own allocator settings;
-* plain, tuned: the same loop with workers that persist and large blocks kept, so that the rest is the loop's;
+  on PIL images in worker processes, CutMix with numpy, the same loss and optimizer, torch's own allocator settings;
+* plain, tuned: the same loop with workers that persist and large blocks kept, so that what is left is the loop's;
 * floor: the teacher's forward and the student's step on ready random tensors, with large blocks kept.
 
-torch takes the allocator's settings for the whole process, so `plain` runs in a process of its own, started beforehand
-and timed in turn with the others. Printed are medians and ratios; the file holds every round and all versions.
+Each case has a process of its own (the allocator's settings are a process's) that waits while another works; they are
+timed in turn. Printed are medians and ratios of the wall time and of the CPU time of the process and its finished
+workers, which other work on the machine disturbs less (persistent workers have not finished, so `plain, tuned` has its
+own part only). The file holds every round and all versions.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -52,7 +56,7 @@ from unidd_pl.training import quiet_lightning
 NETWORK = "convnet-w128-d3"
 SPEC = DatasetSpec("benchmark", tuple("abcdefghij"), 3, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 PROTOCOL = Protocol()
-STARTS = ("plain", "plain, tuned", "ours", "floor")
+CASES = ("plain", "plain, tuned", "ours", "ours, bf16", "floor")
 Epochs = Callable[[int], None]
 """Trains for a number of epochs."""
 
@@ -73,7 +77,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return teacher, student
 
 
-def ours(training_set: TrainingSet) -> Epochs:
+def ours(training_set: TrainingSet, precision: str) -> Epochs:
     """Return epochs as `unidd evaluate` trains them."""
     teacher, student = networks()
     student.to(memory_format=torch.channels_last)
@@ -84,7 +88,7 @@ def ours(training_set: TrainingSet) -> Epochs:
         module = EvalModule(student, teacher, training_set, test, SPEC, protocol, 0)
         with quiet_lightning():
             trainer = L.Trainer(
-                max_epochs=count, accelerator="cpu", logger=False, enable_checkpointing=False,
+                max_epochs=count, accelerator="cpu", logger=False, precision=precision, enable_checkpointing=False,
                 enable_model_summary=False, enable_progress_bar=False,
             )  # fmt: skip
             trainer.fit(module)
@@ -173,35 +177,50 @@ def serve(connection: Connection, case: str, ipc: int, workers: int, folder: Pat
     if case.startswith("plain"):
         epochs = plain(training_set, folder / case, workers, persistent=case != "plain")
     else:
-        epochs = ours(training_set) if case == "ours" else floor(training_set)
+        precision = "bf16-mixed" if "bf16" in case else "32-true"
+        epochs = floor(training_set) if case == "floor" else ours(training_set, precision)
     while count := connection.recv():
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), cpu_seconds()
         epochs(count)
-        connection.send((time.perf_counter() - started) / count)
+        connection.send({"wall": (time.perf_counter() - wall) / count, "cpu": (cpu_seconds() - cpu) / count})
 
 
-def measure(ipc: int, rounds: int, epochs: int, workers: int) -> dict[str, list[float]]:
-    """Return seconds an epoch of each case in each round, timed in turn after one round of each."""
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measure(ipc: int, rounds: int, epochs: int, workers: int) -> dict[str, dict[str, list[float]]]:
+    """Return seconds an epoch by clock and case, one for each round, timed in turn after one round of each."""
     context = multiprocessing.get_context("spawn")
+    measured: dict[str, dict[str, list[float]]] = {clock: {case: [] for case in CASES} for clock in ("wall", "cpu")}
     with tempfile.TemporaryDirectory() as folder:
-        cases: dict[str, Connection] = {}
-        for case in STARTS:
-            cases[case], theirs = context.Pipe()
-            context.Process(target=serve, args=(theirs, case, ipc, workers, Path(folder)), daemon=False).start()
-        measured: dict[str, list[float]] = {case: [] for case in STARTS}
+        connections: dict[str, Connection] = {}
+        for case in CASES:
+            connections[case], theirs = context.Pipe()
+            context.Process(target=serve, args=(theirs, case, ipc, workers, Path(folder))).start()
         for number in range(rounds + 1):
-            for case, seconds in _one_round(cases, epochs):
-                if number:
-                    measured[case].append(seconds)
-        for connection in cases.values():
+            for case, connection in connections.items():
+                connection.send(epochs)
+                for clock, seconds in connection.recv().items():
+                    if number:
+                        measured[clock][case].append(seconds)
+        for connection in connections.values():
             connection.send(0)
+        for process in multiprocessing.active_children():
+            process.join()
     return measured
 
 
-def _one_round(cases: dict[str, Connection], epochs: int) -> Iterator[tuple[str, float]]:
-    for case, connection in cases.items():
-        connection.send(epochs)
-        yield case, connection.recv()
+def summary(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return medians and the ratios that count."""
+    medians = {case: statistics.median(values) for case, values in measured.items()}
+    ratios = {
+        f"{one} / {other}": medians[one] / medians[other]
+        for one, other in (("plain", "ours"), ("plain, tuned", "ours"), ("plain", "ours, bf16"), ("ours", "floor"))
+    }
+    return {"medians": medians, "ratios": ratios}
 
 
 def main() -> None:
@@ -215,16 +234,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
     say(f"{environment()}, {arguments.workers} threads and loader workers; medians of {arguments.rounds}, s an epoch")
-    results = {}
+    results: dict[int, Any] = {}
     for ipc in arguments.ipc:
         epochs = max(1, round(arguments.epochs * 10 / ipc))
         measured = measure(ipc, arguments.rounds, epochs, arguments.workers)
-        medians = {case: statistics.median(values) for case, values in measured.items()}
-        ratios = {f"{case} / ours": medians[case] / medians["ours"] for case in ("plain", "plain, tuned")}
-        ratios["ours / floor"] = medians["ours"] / medians["floor"]
-        results[ipc] = {"seconds_per_epoch": measured, "medians": medians, "ratios": ratios}
-        say(f"{ipc} images per class: " + ", ".join(f"{case} {value:.3f}" for case, value in medians.items()))
-        say("   " + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+        results[ipc] = {clock: {"seconds": one, **summary(one)} for clock, one in measured.items()}
+        for clock, one in measured.items():
+            say(f"{ipc} images per class, {clock} time:")
+            for figures in summary(one).values():
+                say("   " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     if arguments.output:
         result = {"environment": environment(), **{k: v for k, v in vars(arguments).items() if k != "output"}}
         with atomic_write(arguments.output) as temporary:

@@ -337,6 +337,15 @@ def test_pixels_of_both_forms(
     assert score_of(teacher, given, folder_data, protocol) == score_of(teacher, training_set, folder_data, protocol)
 
 
+def test_a_set_above_the_budget_gives_the_same_score_from_where_it_is(
+    teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData, protocol: Protocol,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    expected = score_of(teacher, training_set, folder_data, protocol)
+    monkeypatch.setattr("unidd_pl.evaluation.DEVICE_BUDGET", training_set.pixels.nbytes - 1)
+    assert score_of(teacher, training_set, folder_data, protocol) == expected
+
+
 def test_a_batch_is_never_larger_than_the_set(
     teacher: Teacher, training_set: TrainingSet, folder_data: ImageFolderData
 ) -> None:

@@ -27,10 +27,12 @@ def add_row_options(parser: Any) -> None:
     parser.add_argument("--spread", type=Spread, default="students", help=help_text)
     help_text = "BatchNorm over the batch of all devices, so that their number does not show; for --spread batches"
     parser.add_argument("--sync_batchnorm", type=bool, default=False, help=help_text)
+    help_text = "torch.compile the students: minutes at first, then faster on GPUs; needs a C++ compiler"
+    parser.add_argument("--compile", type=bool, default=False, help=help_text)
 
 
 def row_options(config: Any) -> dict[str, Any]:
     """Return the options of `add_row_options` as arguments of `Evaluation`."""
     rows = ("baselines", "group_by", "val_split", "best_epoch", "whole_epochs")
-    placement = Placement(config.workers, config.devices, config.spread, config.sync_batchnorm)
+    placement = Placement(config.workers, config.devices, config.spread, config.sync_batchnorm, config.compile)
     return {**{name: config[name] for name in rows}, "placement": placement}

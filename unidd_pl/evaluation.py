@@ -32,6 +32,7 @@ from unidd_pl.teachers import Teacher, accuracies_of
 from unidd_pl.training import is_logged_step, train
 from unidd_pl.views import Views
 
+DEVICE_BUDGET = 4 * 2**30  # bytes of a set that are held on the device; more goes there batch by batch
 TOP = 5  # classes among which the right one counts, beside the first
 
 
@@ -138,7 +139,9 @@ class EvalModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring images and teacher to the device of the student."""
-        self._pixels = self.training_set.pixels.to(self.device)
+        pixels = self.training_set.pixels
+        if pixels.nbytes <= DEVICE_BUDGET:  # a larger set stays where it is, as a rule mapped from its file
+            self._pixels = pixels.to(self.device)
         self._labels = self.training_set.labels.to(self.device)
         self._teacher[0].to(self.device)
         check_ranks([len(batch) for batch in self.train_dataloader()], self.trainer.world_size)
@@ -163,11 +166,11 @@ class EvalModule(L.LightningModule):
     def augment(self, batch: list[int], batch_idx: int) -> Tensor:
         """Return normalised images as the protocol augments and mixes them, for a batch of indices."""
         if self.training_set.views is not None:
-            images = self.training_set.views.images(self._pixels, batch, self._view_epoch)
+            images = self.training_set.views.images(self._pixels, batch, self._view_epoch).to(self.device)
             return images.contiguous(memory_format=torch.channels_last)
         protocol = self.protocol
         generator = generator_for(self.seed, "student", self.current_epoch, batch_idx)
-        images = self.spec.normalise(self._pixels[batch])
+        images = self.spec.normalise(self._pixels[batch].to(self.device))
         if protocol.patch_shuffle > 1:
             images = shuffle_patches(images, generator, grid=protocol.patch_shuffle)
         if protocol.crop_scale is not None:
@@ -227,6 +230,7 @@ def train_student(
     holdout: LabelledImages | None = None,
     devices: int | list[int] = 1,
     sync_batchnorm: bool = False,
+    compiled: bool = False,
 ) -> StudentScore:
     """Train one fresh network and return its score.
 
@@ -244,6 +248,7 @@ def train_student(
         holdout: Images held out of the training set, to choose an epoch on.
         devices: As for `train`.
         sync_batchnorm: BatchNorm over the rows of all processes that train together.
+        compiled: Let torch.compile make the student's code: minutes at first, then faster on GPUs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "student", "weights"))
@@ -251,6 +256,8 @@ def train_student(
     if sync_batchnorm:
         with_joint_batchnorm(student)
     student.to(memory_format=torch.channels_last)  # faster on a CPU, same numbers
+    if compiled:
+        student.compile()
     module = EvalModule(student, teacher.network, training_set, test, teacher.spec, protocol, seed, holdout)
     train(
         module,

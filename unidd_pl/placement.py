@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,13 +17,17 @@ Spread = Literal["students", "batches"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Processes and devices of the students; the scores do not depend on it.
+    """Processes and devices of the students.
+
+    Apart from the order of summation the scores do not depend on it; `batches` without `sync_batchnorm` is the
+    exception.
 
     Args:
         workers: Students trained at once, each in a process of its own.
         devices: GPUs, or processes on a CPU.
         spread: ``students``, whole ones side by side on the devices, or ``batches``, each student over all devices.
         sync_batchnorm: BatchNorm over the batch of all devices, without which ``batches`` is another training.
+        compiled: Let torch.compile make the students' code; needs a C++ compiler.
 
     Raises:
         ValueError: If the settings do not go together.
@@ -32,6 +37,7 @@ class Placement:
     devices: int = 1
     spread: Spread = "students"
     sync_batchnorm: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for what, number in (("workers", self.workers), ("devices", self.devices)):
@@ -45,6 +51,10 @@ class Placement:
             raise ValueError(
                 f"sync_batchnorm: got true with {self.devices} device(s) and --spread {self.spread}, expected several "
                 "devices for each student: --devices 2 --spread batches"
+            )
+        if self.compiled and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise ValueError(
+                "compile: got no C++ compiler, expected g++ or clang++: install one, or leave --compile out"
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
@@ -67,6 +77,7 @@ class Placement:
             count: How many there are.
             settings: What they share.
         """
+        settings = replace(settings, compiled=self.compiled)
         if self.over_ranks:
             settings = replace(settings, devices=self.devices, sync_batchnorm=self.sync_batchnorm)
             return train_over_ranks(jobs, settings, self.devices)

@@ -60,6 +60,7 @@ class StudentSettings:
         holdout: Images held out of the training set, scored beside the test images to choose an epoch on.
         devices: How many devices each student is trained on, one process each; or the index of the one.
         sync_batchnorm: BatchNorm over the rows of all devices instead of each device's own.
+        compiled: Let torch.compile make the students' code.
     """
 
     teacher: Teacher
@@ -70,6 +71,7 @@ class StudentSettings:
     holdout: LabelledImages | None = None
     devices: int | list[int] = 1
     sync_batchnorm: bool = False
+    compiled: bool = False
 
     def train(self, job: StudentJob, *, show_progress: bool) -> StudentScore:
         """Train one student and return its score."""
@@ -86,6 +88,7 @@ class StudentSettings:
             holdout=self.holdout,
             devices=self.devices,
             sync_batchnorm=self.sync_batchnorm,
+            compiled=self.compiled,
         )
 
     def on_device(self, number: int, devices: int) -> StudentSettings:
