@@ -27,7 +27,7 @@ def add_row_options(parser: Any) -> None:
     parser.add_argument("--spread", type=Spread, default="students", help=help_text)
     help_text = "BatchNorm over the batch of all devices, so that their number does not show; for --spread batches"
     parser.add_argument("--sync_batchnorm", type=bool, default=False, help=help_text)
-    help_text = "torch.compile the students: minutes at first, then faster on GPUs; needs a C++ compiler"
+    help_text = "torch.compile the students, which takes minutes at first; needs a C++ compiler"
     parser.add_argument("--compile", type=bool, default=False, help=help_text)
 
 

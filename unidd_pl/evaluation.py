@@ -248,7 +248,7 @@ def train_student(
         holdout: Images held out of the training set, to choose an epoch on.
         devices: As for `train`.
         sync_batchnorm: BatchNorm over the rows of all processes that train together.
-        compiled: Let torch.compile make the student's code: minutes at first, then faster on GPUs.
+        compiled: Let torch.compile make the student's code, which takes minutes at first.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "student", "weights"))
