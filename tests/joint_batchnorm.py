@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from unidd_pl.distributed import joint_shares, rows_of_rank, with_joint_batchnorm
+from unidd_pl.joint_batch import joint_shares, rows_of_rank, with_joint_batchnorm
 
 RANKS = 2
 IMAGES = 5

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -446,12 +445,6 @@ def test_too_few_images_to_start_from_are_refused_before_work(real: RealSide, tm
     with pytest.raises(ValueError, match=r"class 'blue' has 10 training images, expected at least 11"):
         module.prepare(real, ChunkStore(tmp_path, real.teacher.spec))
     DistillationModule(11, CFM(), start="noise").prepare(real, ChunkStore(tmp_path, real.teacher.spec))
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DistillationModule, "trainer", SimpleNamespace(world_size=2), raising=False)
-    with pytest.raises(ValueError, match=r"got 2 processes, expected 1: .*--trainer\.devices 1"):
-        DistillationModule(1, CFM()).on_fit_start()
 
 
 def broken(real: RealSide, name: str, value: float) -> RealSide:

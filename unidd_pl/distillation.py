@@ -6,6 +6,7 @@ Legend: n images of the chunk, c channels, h w space, k classes; l layers, t ter
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unidd_pl.augmentation import random_shared_view
+from unidd_pl.distributed import all_rows, own_rows, rank
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, check_step, digest_of, take_adam
@@ -184,11 +186,6 @@ class DistillationModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device of the images."""
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"got {self.trainer.world_size} processes, expected 1: distillation over several processes is not "
-                "there yet; use --trainer.devices 1"
-            )
         self.real.teacher.network.to(self.device)
 
     # ---- one iteration ----
@@ -208,7 +205,10 @@ class DistillationModule(L.LightningModule):
         position = self.position
         compared = self.schedule.compared_classes(position, accumulated=self.running_moments is not None)
         columns = None if compared is None else torch.arange(compared.start, compared.stop, device=self.device)
-        loss = self.objective(self.images, self._labels(), self.augment, columns, position)
+        own = self._own_classes(position)
+        labels = torch.arange(own.start, own.stop, device=self.device)
+        chunk = len(self.schedule.classes(position.chunk_index))
+        loss = self.objective(self.images, labels, self.augment, columns, position, chunk)
         self._chunk_moments = loss.moments
         if is_logged_step(self.trainer):
             self.log("loss/total", loss.total.detach(), prog_bar=True)
@@ -235,12 +235,16 @@ class DistillationModule(L.LightningModule):
         if position.iteration == self.iterations - 1:
             if self.running_moments:
                 self.running_moments.update(self._chunk_moments)
-            self._store.add(position, self.images, self.schedule.classes(position.chunk_index), self.run_digest)
+            classes = self.schedule.classes(position.chunk_index)
+            images = all_rows(self.images, len(classes))
+            if rank() == 0:
+                self._store.add(position, images, classes, self.run_digest)
 
     # ---- resume ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the images alone do not say."""
+        """Add what the images alone do not say, and the rows of all processes."""
+        self._map_rows(checkpoint, all_rows)
         checkpoint["distillation"] = {
             "step": self.step,
             "running_moments": self.running_moments.state_dict() if self.running_moments else [],
@@ -263,6 +267,8 @@ class DistillationModule(L.LightningModule):
             self.running_moments.load_state_dict(state["running_moments"], like=self.real.statistics.moments)
         self._use_chunk_shape(self.schedule.at(self.step - 1))  # of the chunk that the last step worked on
         take_adam(checkpoint, self.configure_optimizers(), self.images)
+        self._map_rows(checkpoint, lambda rows, count: rows[own_rows(count)])
+        self.images.data = torch.empty_like(checkpoint["state_dict"]["images"])
 
     @property
     def run_digest(self) -> str:
@@ -284,15 +290,27 @@ class DistillationModule(L.LightningModule):
 
     # ---- parts ----
 
-    def _begin_chunk(self, position: Position) -> None:
+    def _own_classes(self, position: Position) -> range:
+        """Labels of the rows of the chunk that this process owns."""
         classes = self.schedule.classes(position.chunk_index)
+        return classes[own_rows(len(classes))]
+
+    def _map_rows(self, checkpoint: dict[str, Any], change: Callable[[Tensor, int], Tensor]) -> None:
+        """Change whatever a checkpoint holds of each image: pixels and Adam's two moments of them."""
+        state = checkpoint["state_dict"]
+        shape = tuple(state["images"].shape)
+        count = len(self.schedule.classes(self.schedule.at(max(0, self.step - 1)).chunk_index))
+        state["images"] = change(state["images"], count)
+        for adam in checkpoint.get("optimizer_states", []):
+            for one in adam["state"].values():
+                rows = {name: value for name, value in one.items() if tuple(getattr(value, "shape", ())) == shape}
+                one.update({name: change(value, count) for name, value in rows.items()})
+
+    def _begin_chunk(self, position: Position) -> None:
+        classes = self._own_classes(position)
         start = self.start.draw(self.real.teacher, self.real.images, position.round_index, classes, self.seed)
         self.images.data = start.to(self.images)
 
     def _use_chunk_shape(self, position: Position) -> None:
         classes = self.schedule.classes(position.chunk_index)
         self.images.data = torch.zeros(len(classes), *self.spec.image_shape)
-
-    def _labels(self) -> Tensor:
-        classes = self.schedule.classes(self.position.chunk_index)
-        return torch.arange(classes.start, classes.stop, device=self.device)

@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from unidd_pl.augmentation import random_flip, random_resized_crop
 from unidd_pl.data.holdout import SomeImages
 from unidd_pl.data.images import LabelledImages
-from unidd_pl.distributed import check_ranks, joint_shares, rows_of_rank, same_buffers, with_joint_batchnorm
+from unidd_pl.joint_batch import check_ranks, joint_shares, rows_of_rank, same_buffers, with_joint_batchnorm
 from unidd_pl.labels import OnlineLabels, SoftLabels, distillation_loss
 from unidd_pl.mixing import cutmix, shuffle_patches
 from unidd_pl.networks import build_network

@@ -30,6 +30,7 @@ from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, sole_run
+from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
 from unidd_pl.spectral import ConstantCurriculum, Curriculum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
@@ -106,7 +107,7 @@ class DistillationRun:
         self.teacher_recipe = teacher
         self.statistics_recipe = statistics
         self.trainer_arguments = dict(trainer)
-        self.tracking = Tracking(enabled=False) if trainer.get("logger") is False else tracking
+        self.tracking = Tracking(enabled=False) if trainer.get("logger") is False or not is_first() else tracking
         self.output = output
         self.cache = cache
         self.checkpoint = checkpoint
@@ -138,20 +139,24 @@ class DistillationRun:
             return self._fit(checkpoint)
 
     def _fit(self, checkpoint: Path | None) -> Path:
-        teacher = self.teacher
-        statistics = self._statistics(teacher)
+        with first_alone("teacher and statistics"):
+            teacher = self.teacher
+            statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
-        if checkpoint is None:
-            self._clear_output()
-        with atomic_write(self.output / CONFIG_FILE) as temporary:
-            temporary.write_text(self.config)
+        if is_first():
+            if checkpoint is None:
+                self._clear_output()
+            with atomic_write(self.output / CONFIG_FILE) as temporary:
+                temporary.write_text(self.config)
         tags = self._tags(teacher, statistics)
         with self.tracking.run("distillation", self.output.name, tags, self.config, parent=self.parent) as run:
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
             gauges = Gauges()
             pictures = RoundPictures(store, run, self.output / ROUNDS_FOLDER)
-            self._distil(run, checkpoint, [gauges, pictures])
+            self._distil(run, checkpoint, [gauges, pictures] if is_first() else [])
+            if not is_first():  # of the processes that share the chunks one puts them together
+                return self.output / DISTILLED_FILE
             distilled = store.assemble(
                 self.module.schedule, self._manifest(teacher, statistics), self.module.run_digest
             )
@@ -166,12 +171,12 @@ class DistillationRun:
             self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)
         )
         callbacks = [*self._own_callbacks, *gauges, resume_point]  # what stops a run comes last
-        if self.trainer_arguments.get("enable_progress_bar") is not False:
+        if self.trainer_arguments.get("enable_progress_bar") is not False and is_first():
             callbacks.append(RunProgressBar("Distilling", "round"))
         logger = self.trainer_arguments.get("logger")
         arguments = {
             **self.trainer_arguments,
-            "devices": 1,
+            **sharded_trainer_arguments(self.trainer_arguments),
             "max_epochs": module.ipc,
             "logger": run.logger if logger in (None, True) else logger,
             "callbacks": callbacks,
@@ -305,9 +310,7 @@ class DistillationRun:
                     f"got trainer.{name} {got}: a run makes one image of each class in each of its "
                     f"{self.module.ipc} rounds, so leave it out and set --model.init_args.ipc and iterations"
                 )
-        devices = self.trainer_arguments.get("devices", "auto")
-        if devices not in ("auto", 1, "1") or self.trainer_arguments.get("num_nodes", 1) != 1:
-            raise ValueError(f"got trainer.devices {devices}: a distillation runs on one device; leave it out")
+        sharded_trainer_arguments(self.trainer_arguments)
         if self.trainer_arguments.get("precision") not in _PRECISIONS:
             raise ValueError(
                 f"got trainer.precision {self.trainer_arguments['precision']}, expected 32-true, bf16-mixed or 16-mixed"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unidd_pl.diagnosis import non_finite, not_filterable
+from unidd_pl.distributed import merge_over_ranks, sum_over_ranks, world_size
 from unidd_pl.features import FeatureTap
 from unidd_pl.moment_pass import label_weights
 from unidd_pl.real_side import RealSide
@@ -42,6 +43,13 @@ class Look:
         pairs = zip(self.moments, other.moments, strict=True)
         merged: list[AnyMoments] = [dense(mine).merge(dense(theirs)) for mine, theirs in pairs]
         return Look(self.cross_entropy + other.cross_entropy, merged)
+
+    def merge_over_ranks(self) -> Look:
+        """Return the look at the images of all processes; the gradient flows to this one's."""
+        if world_size() == 1:
+            return self
+        merged: list[AnyMoments] = [*merge_over_ranks([dense(one) for one in self.moments])]
+        return Look(sum_over_ranks(self.cross_entropy), merged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +109,17 @@ class ChunkObjective:
         augment: Callable[[Tensor], Tensor],
         columns: Tensor | None,
         where: object,
+        total: int | None = None,
     ) -> ChunkLoss:
         """Return the loss.
 
         Args:
-            images: (n, c, h, w) the chunk, normalised.
+            images: (n, c, h, w) the chunk, normalised; over several processes the rows of this one, perhaps none.
             labels: (n,) int64.
             augment: A; it has to draw the same each time it is called.
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
             where: Round, chunk and iteration, for the message.
+            total: Images of the chunk over all processes; None for n.
 
         Raises:
             ValueError: If the loss is not finite.
@@ -123,14 +133,15 @@ class ChunkObjective:
         def look_at(images: Tensor, labels: Tensor) -> Look:
             return look(network, statistics.layers, statistics.signal, augment(images), labels, factored=factored)
 
-        seen = look_in_parts(look_at, images, labels, self.micro_batch)
-        cross_entropy = seen.cross_entropy / len(labels)
+        seen = look_in_parts(look_at, images, labels, self.micro_batch) if len(images) else self._nothing(images)
+        seen = seen.merge_over_ranks()
+        cross_entropy = seen.cross_entropy / (total or len(labels))
         distances = self._distances(seen.moments, columns, where)
-        total = cross_entropy + self.eta * distances.sum()
-        if not torch.isfinite(total):
+        loss = cross_entropy + self.eta * distances.sum()
+        if not torch.isfinite(loss):
             terms = self.matching.method.term_names
             raise ValueError(non_finite(where, self.matching.betas, statistics.layers, terms, distances, cross_entropy))
-        return ChunkLoss(total, cross_entropy, distances, [moments.detach() for moments in seen.moments])
+        return ChunkLoss(loss, cross_entropy, distances, [moments.detach() for moments in seen.moments])
 
     def distances(self, moments: list[AnyMoments], columns: Tensor | None) -> Tensor:
         """Return the distance of every term in every layer, (l, t); the gradient flows.
@@ -143,6 +154,13 @@ class ChunkObjective:
         with torch.autocast(moments[0].mean.device.type, enabled=False):
             used = self.running.combine(moments) if self.running else moments
             return self.matching.distances(used, columns)
+
+    def _nothing(self, images: Tensor) -> Look:
+        """Return the look at no images, of a process that owns no row of the chunk."""
+        zeros: list[AnyMoments] = [
+            one.to(dtype=images.dtype, device=images.device).zeros() for one in self.real.statistics.moments
+        ]
+        return Look(images.sum(), zeros)
 
     def _distances(self, moments: list[AnyMoments], columns: Tensor | None, where: object) -> Tensor:
         try:

@@ -14,6 +14,7 @@ import lightning as L
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from unidd_pl.console import Stopped
+from unidd_pl.distributed import largest_over_ranks
 from unidd_pl.files import atomic_write, only_writer, remove_temporary
 from unidd_pl.untrusted import read_torch
 
@@ -96,14 +97,19 @@ class ResumePoint(L.Callback):
         self._restore()
 
     def _save_or_stop(self, trainer: L.Trainer) -> None:
-        if self._received is not None:
+        # A signal that reaches one process stops all of them, after the same step.
+        received = largest_over_ranks(self._received or 0, trainer.strategy.root_device)
+        if received:
             place = self.place()
             self._save(trainer)
-            raise Interrupted(self._received, self.path, place)
+            raise Interrupted(received, self.path, place)
         if trainer.global_step % self.every_n_iterations == 0:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path)  # gives its rows; the first process writes
+            return
         with atomic_write(self.path) as temporary:
             trainer.save_checkpoint(temporary)
 

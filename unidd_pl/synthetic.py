@@ -86,6 +86,8 @@ def real_start(images: LabelledImages, spec: DatasetSpec, round_index: int, clas
     Raises:
         ValueError: If a class has too few images.
     """
+    if not classes:  # a process that owns no row of the chunk
+        return torch.zeros(0, *spec.image_shape)
     chosen = []
     for label in classes:
         positions = images.positions_of(label)
@@ -100,7 +102,7 @@ def noise_start(spec: DatasetSpec, round_index: int, classes: range, seed: int) 
     images = [
         torch.randn(spec.image_shape, generator=generator_for(seed, "start", round_index, label)) for label in classes
     ]
-    return clip(torch.stack(images), spec)
+    return clip(torch.stack(images), spec) if images else torch.zeros(0, *spec.image_shape)
 
 
 def check_enough_images(images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:

@@ -34,10 +34,10 @@ from unidd_pl.teachers import Teacher, freeze
 _FLOAT32, _FLOAT64 = 4, 8  # bytes
 
 _CHUNK_COPIES = 7  # images, gradient, Adam's two moments, A(images), and two while clipping
-_MATCHING_COPIES = 12  # of (c, c) and (c, k) a layer: targets, running moments, factors, their gradients
+_MATCHING_COPIES = 6  # of (c, c) and (c, k) a layer: targets, running moments, factors, their gradients
 
 _OVERHEAD = {"cpu": 1.65, "cuda": 1.3}
-"""Memory taken over memory of tensors: scratch of the operators and gaps of the allocator. On a CPU as measured
+"""Memory taken over memory of features: scratch of the operators and gaps of the allocator. On a CPU as measured
 (docs/planning.md); on a GPU a guess, not measured."""
 
 _LIBRARIES = {"cpu": 55 * MIB, "cuda": 500 * MIB}  # taken at the first step: oneDNN's kernels; the CUDA context
@@ -70,8 +70,7 @@ class MemoryNeed:
     def total(self) -> float:
         """Estimated peak, bytes, with what operators and allocators take beside the tensors."""
         kind = "cpu" if self.device == "cpu" else "cuda"
-        tensors = self.images + self.features + self.matching + self.teacher
-        return tensors * _OVERHEAD[kind] + _LIBRARIES[kind]
+        return self.images + self.features * _OVERHEAD[kind] + self.matching + self.teacher + _LIBRARIES[kind]
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,10 @@ class Moments:
         """Return a copy in another precision or on another device."""
         return Moments(*(field.to(dtype=dtype, device=device) for field in self.tensors().values()))
 
+    def zeros(self) -> Moments:
+        """Return the moments of no rows, of the same shapes: merging them changes nothing."""
+        return Moments(*(torch.zeros_like(field) for field in self.tensors().values()))
+
     def detach(self) -> Moments:
         """Return the same values without a graph."""
         return Moments(*(field.detach() for field in self.tensors().values()))

@@ -13,7 +13,7 @@ from torch import nn
 from unidd_pl.baselines import real_images
 from unidd_pl.data import ImageFolderData
 from unidd_pl.data.holdout import SomeImages
-from unidd_pl.distributed import JointBatchNorm, check_ranks, rows_of_rank, with_joint_batchnorm
+from unidd_pl.joint_batch import JointBatchNorm, check_ranks, rows_of_rank, with_joint_batchnorm
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.rank_pool import train_over_ranks

@@ -1,0 +1,111 @@
+"""One of several processes that share a distillation; run by torchrun, or alone.
+
+torchrun --nproc-per-node 2 tests/sharded_run.py OUTPUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from unidd_pl.curriculum import CurriculumCallback
+from unidd_pl.data.images import TensorImages
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.distributed import all_rows, rank, world_size
+from unidd_pl.features import conv_layers
+from unidd_pl.networks import ConvNet
+from unidd_pl.real_side import RealSide
+from unidd_pl.sharding import sharded_trainer_arguments
+from unidd_pl.specs import DatasetSpec
+from unidd_pl.spectral import CFM, CosineCurriculum, Signal
+from unidd_pl.statistics import Statistics, gather_moments
+from unidd_pl.synthetic import ChunkStore
+from unidd_pl.teachers import Teacher, freeze
+from unidd_pl.training import quiet_lightning
+
+CLASSES = 5  # neither 2 nor 4 processes divide them; the second chunk of 4 + 1 leaves processes without a row
+
+
+def real_side(signal: Signal, dtype: torch.dtype) -> RealSide:
+    """Return teacher and statistics that depend on nothing but this function."""
+    generator = torch.Generator().manual_seed(0)
+    spec = DatasetSpec("sharded", tuple("abcde"), 3, 8, (0.5,) * 3, (0.25,) * 3)
+    labels = torch.arange(20) % CLASSES
+    images = TensorImages(torch.randint(256, (20, 3, 8, 8), generator=generator).to(torch.uint8), labels)
+    network = ConvNet(width=6, depth=2, channels=3, image_size=8, num_classes=CLASSES)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    freeze(network)
+    teacher = Teacher(network.to(dtype), "convnet-w6-d2", spec, None, Path("sharded"))
+    layers = conv_layers(network)
+    moments = gather_moments(teacher, [(images.images.to(dtype) / 255, labels)], layers, signal, spec)
+    return RealSide(teacher, Statistics(layers, moments, signal, {}), images)
+
+
+class Watch(L.Callback):
+    """Keeps each loss, the first gradient of each chunk and the images after each step, of all rows."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self.images: list[Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        gradient = pl_module.images.grad
+        assert gradient is not None
+        position = pl_module.position
+        if position.iteration == 0:
+            self.gradients.append(all_rows(gradient, len(pl_module.schedule.classes(position.chunk_index))))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self.losses.append(outputs["loss"].detach().clone())
+        self.images.append(
+            all_rows(pl_module.images, len(pl_module.schedule.classes(pl_module.last_position.chunk_index)))
+        )
+
+
+def run(folder: Path, dtype: torch.dtype, signal: Signal, **settings: Any) -> dict[str, Any]:
+    """Distil; return what `Watch` has seen."""
+    module = DistillationModule(
+        **{"ipc": 1, "method": CFM(), "iterations": 50, "lr": 0.05, "signal": signal, **settings}  # type: ignore[arg-type]
+    )
+    module.prepare(real_side(signal, dtype), ChunkStore(folder, real_side(signal, dtype).teacher.spec, "float32"))
+    module.to(dtype)
+    watch = Watch()
+    with quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=module.ipc, accelerator="cpu", logger=False, enable_checkpointing=False,
+            callbacks=[CurriculumCallback(CosineCurriculum()), watch], enable_model_summary=False,
+            enable_progress_bar=False, **sharded_trainer_arguments({}),
+        )  # fmt: skip
+        trainer.fit(module)
+    return {"losses": watch.losses, "gradients": watch.gradients, "images": watch.images[-1], "own": len(module.images)}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "mean": {"dtype": torch.float64, "signal": "mean"},
+    "class, chunks": {"dtype": torch.float64, "signal": "class", "chunk_size": 4},
+    "soft, parts": {"dtype": torch.float64, "signal": "soft", "micro_batch": 1},
+    "float32": {"dtype": torch.float32, "signal": "mean", "iterations": 2},
+}
+
+
+def main() -> None:
+    """Run every case and let the first process write what it has seen."""
+    output = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    seen = {name: run(output / name, **settings) for name, settings in CASES.items()}
+    if rank() == 0:
+        torch.save({**seen, "world size": world_size()}, output / f"{world_size()}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A distillation over 2 and 4 processes against the same over one: real processes, with gloo.
+
+One process sees each case of `sharded_run.py`; so do the others, and every one of them holds its own rows only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sharded_run import CASES, CLASSES
+
+from unidd_pl import distributed
+from unidd_pl.distributed import bytes_sent, own_rows
+from unidd_pl.features import FeatureTap, conv_layers
+from unidd_pl.networks import build_network
+from unidd_pl.sharding import sharded_trainer_arguments
+from unidd_pl.specs import DatasetSpec
+
+pytestmark = [pytest.mark.ddp, pytest.mark.timeout(900)]  # each process imports torch anew
+HERE = Path(__file__).parent
+
+
+def torchrun(processes: int, *command: str, timeout: int = 250, port: int) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    return subprocess.run(
+        [*launcher, "--master-port", str(port), *command],
+        check=False, capture_output=True, text=True, timeout=timeout, env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What 1, 2 and 4 processes see."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for processes in (1, 2, 4):
+        done = torchrun(processes, str(HERE / "sharded_run.py"), str(folder), port=29_610 + processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {processes: torch.load(folder / f"{processes}.pt") for processes in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_gradient_and_images_do_not_depend_on_the_processes(
+    case: str, processes: int, seen: dict[int, dict[str, Any]]
+) -> None:
+    alone, shared = seen[1][case], seen[processes][case]
+    assert seen[processes]["world size"] == processes
+    assert shared["own"] < max(alone["own"], 2)  # the first process holds a part of the last chunk
+    tolerance = 1e-4 if case == "float32" else 1e-9
+    assert len(shared["losses"]) == len(alone["losses"]) >= 2
+    torch.testing.assert_close(shared["losses"][0], alone["losses"][0], rtol=tolerance, atol=0)
+    # The first gradient; those of later chunks follow 50 steps that amplify rounding.
+    first, expected = shared["gradients"][0], alone["gradients"][0]
+    assert float((first - expected).norm() / expected.norm()) < tolerance
+    if case != "float32":
+        assert len(alone["losses"]) >= 50
+        torch.testing.assert_close(shared["losses"], alone["losses"], rtol=1e-6, atol=1e-9)
+        assert float((shared["images"] - alone["images"]).abs().max()) < 1e-6
+        for mine, theirs in zip(shared["gradients"], alone["gradients"], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 200])
+def test_every_row_has_one_owner(count: int, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    owned: list[int] = []
+    sizes: list[int] = []
+    for number in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        rows = list(range(count))[own_rows(count)]
+        owned += rows
+        sizes.append(len(rows))
+    assert owned == list(range(count))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_bytes_of_a_step_are_those_of_the_issue() -> None:
+    """ResNet-18: about 4.5 MB a step, and 14 to 20 MB more with 1,000 classes; whatever the images."""
+    spec = DatasetSpec("imagenet", tuple(map(str, range(1000))), 3, 64, (0.5,) * 3, (0.2,) * 3)
+    network = build_network("resnet18", spec).eval()
+    layers = conv_layers(network)
+    with torch.no_grad(), FeatureTap(network, layers) as tap:
+        network(torch.zeros(1, 3, 64, 64))
+        channels = [x.shape[1] for x in tap.features()]
+    assert bytes_sent(channels, 0) / 1e6 == pytest.approx(4.55, abs=0.02)
+    assert 13 < (bytes_sent(channels, 1000) - bytes_sent(channels, 0)) / 1e6 < 21
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["lightning", "torchrun"])
+def test_fit_over_two_processes_from_end_to_end(how: str, tmp_path: Path) -> None:
+    options = [
+        "fit", "--config", str(HERE.parent / "configs" / "cfm_digits.yaml"), "--output_dir", str(tmp_path / "out"),
+        "--cache_dir", str(tmp_path / "cache"), "--trainer.logger=false", "--model.init_args.iterations", "4",
+        "--model.init_args.ipc", "2", "--teacher.epochs", "1", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    if how == "torchrun":
+        done = torchrun(2, "-m", "unidd_pl.cli", *options, port=29_621)
+    else:
+        command = [sys.executable, "-m", "unidd_pl.cli", *options, "--trainer.devices", "2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    from unidd_pl.distilled import DistilledSet
+
+    distilled = DistilledSet.load(tmp_path / "out" / "distilled.safetensors")
+    assert distilled.labels.tolist() == [*range(10), *range(10)]
+    assert done.stdout.count("Distilled set: 20 images") == 1  # one process speaks
+    assert json.dumps(sorted(path.name for path in (tmp_path / "out" / "chunks").iterdir())) == json.dumps(
+        [f"round_{round_index:04d}_chunk_000.safetensors" for round_index in range(2)]
+    )
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"devices": 0}, r"got trainer\.devices 0, expected how many processes"),
+        ({"devices": "two"}, r"got trainer\.devices two, expected how many processes"),
+        ({"devices": [0, 1]}, r"got trainer\.devices \[0, 1\], expected how many processes"),
+        ({"devices": 2, "strategy": "fsdp"}, r"got trainer\.strategy fsdp: .* leave it out"),
+    ],
+)
+def test_what_cannot_share_a_chunk_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sharded_trainer_arguments(arguments)
+
+
+def test_one_device_is_the_default() -> None:
+    assert sharded_trainer_arguments({}) == {"devices": 1}
+    assert sharded_trainer_arguments({"devices": "auto", "num_nodes": 1}) == {"devices": 1}
+
+
+def test_torchrun_and_the_config_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = sharded_trainer_arguments({})
+    assert (arguments["devices"], arguments["num_nodes"], arguments["use_distributed_sampler"]) == (2, 2, False)
+    with pytest.raises(ValueError, match=r"got trainer\.devices 3, but torchrun has started 2 processes"):
+        sharded_trainer_arguments({"devices": 3})
+
+
+def test_the_cases_are_hard_for_the_number_of_processes() -> None:
+    assert CLASSES % 2
+    assert CLASSES % 4
+    assert CLASSES % CASES["class, chunks"]["chunk_size"] == 1  # a chunk of one image: the others own no row
