@@ -18,12 +18,13 @@ from unidd_pl.data.images import TensorImages
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distributed import all_rows, rank, world_size
 from unidd_pl.features import conv_layers
+from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
 from unidd_pl.real_side import RealSide
 from unidd_pl.sharding import sharded_trainer_arguments
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM, CosineCurriculum, Signal
-from unidd_pl.statistics import Statistics, gather_moments
+from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher, freeze
 from unidd_pl.training import quiet_lightning
