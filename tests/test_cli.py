@@ -413,7 +413,7 @@ class TestBadInput:
             ("accumulate_grad_batches", "2"),
             ("limit_train_batches", "5"),
             ("fast_dev_run", "true"),
-            ("devices", "2"),
+            ("devices", "0"),
             ("precision", "64-true"),
         ],
     )
