@@ -229,10 +229,10 @@ class TestSets:
         ("change", "message"),
         [
             (
-                {"classes": ("green", "blue", "red")},
+                {"classes": ["green", "blue", "red"]},
                 "the same 3 classes in another order: label 0 got 'blue', expected",
             ),
-            ({"classes": ("blue", "green", "rot")}, r"got 3 classes, \['red'\] not among the 3 expected.*\['rot'\]"),
+            ({"classes": ["blue", "green", "rot"]}, r"got 3 classes, \['red'\] not among the 3 expected.*\['rot'\]"),
             ({"image_size": 24}, r"image shape got \(3, 12, 12\), expected \(3, 24, 24\)"),
         ],
     )
