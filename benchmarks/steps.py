@@ -53,6 +53,7 @@ class Case:
         permuted: Ours with the reference's covariance, to see what ours gives.
         closed_form: Ours with or without the closed-form gradient.
         factored: Ours with or without Woodbury's identity.
+        cached: The reference filters the real side once; False: in each step, as the release does.
         chunks: Finished chunks in the running moments; 0 for none.
         real_images: Images behind the real moments.
     """
@@ -68,6 +69,7 @@ class Case:
     permuted: bool = False
     closed_form: bool = True
     factored: bool = True
+    cached: bool = True
     chunks: int = 1
     real_images: int = CALIBRATION
 
@@ -116,7 +118,8 @@ def make_loss(case: Case, real: list[Moments]) -> Callable[[list[Tensor]], Tenso
             batch = [reference.correlations(x.float()) for x in features]
             if case.chunks:
                 batch = [reference.running("mean", one, case.chunks, new) for one, new in zip(done, batch, strict=True)]
-            return reference.spectral_loss(method, targets, batch, betas)
+            real_side = targets if case.cached else [reference.sides(method, one, BETA) for one in done]
+            return reference.spectral_loss(method, real_side, batch, betas)
 
         return plain
     matching = MatchingLoss(method, real, BETA, closed_form=case.closed_form)

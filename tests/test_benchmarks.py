@@ -42,7 +42,8 @@ def test_steps_are_timed_in_turn() -> None:
     times = times_in_turn(recorded, 4)  # type: ignore[arg-type]
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys(steps, 4)
     assert all(value > 0 for value in medians(times).values())
-    assert [set(calls[i : i + 3]) for i in range(0, len(calls), 3)] == [set(steps)] * (len(calls) // 3)
+    turns = [set(calls[first : first + len(steps)]) for first in range(0, len(calls), len(steps))]
+    assert turns == [set(steps)] * len(turns)
 
 
 def test_exponent_of_a_power_law() -> None:
