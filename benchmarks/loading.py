@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from unidd_pl.allocator import keep_large_blocks
 from unidd_pl.comparison import environment
 from unidd_pl.console import say
 from unidd_pl.convert import convert
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="said beside the figures, for example what else was running")
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
+    keep_large_blocks()  # as the command does, for all three
     with tempfile.TemporaryDirectory() as betons:
         settings = {"in_memory_gib": 0, "workers": arguments.workers, "betons": betons}
         files, streamed = (
