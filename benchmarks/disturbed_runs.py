@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import unidd_pl.fit  # noqa: F401  which the command line imports late
 from unidd_pl import cli
 from unidd_pl.distilled import DistilledSet
 

@@ -116,6 +116,9 @@ class LabelFacts:
     def from_header(cls, header: dict[str, Any]) -> LabelFacts:
         """Rebuild the facts from the header of a file."""
         spec, labels = DatasetSpec.from_dict(header["spec"]), header["labels"]
+        for name in ("teacher", "about"):
+            if not isinstance(header[name], dict):
+                raise ValueError(f"{name} is {header[name]!r}, expected a mapping")
         recipe = ViewRecipe.from_dict(header["augmentation"])
         return cls(
             Views(recipe, spec, int(header["images"]), int(header["epochs"]), int(header["seed"])),

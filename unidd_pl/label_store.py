@@ -60,7 +60,11 @@ class LabelStore(SoftLabels):
         got = {name: (array.dtype, tuple(array.shape)) for name, array in self._arrays.items()}
         if got != self.facts.shapes:
             raise self._contradiction(f"arrays {got} where the header says {self.facts.shapes}")
-        if self.facts.views.digest() != header.get("draws"):
+        try:
+            draws = self.facts.views.digest()
+        except (OverflowError, RuntimeError) as error:  # of images of a size that nothing could draw
+            raise self._contradiction(f"{type(error).__name__}: {error}") from error
+        if draws != header.get("draws"):
             raise ValueError(
                 f"the labels in {self.path} are of other views than are drawn here: expected the random generator that "
                 f"they were written with (torch {self.facts.about.get('torch', 'unknown')}, here {torch.__version__}); "

@@ -92,7 +92,8 @@ def to_pixels_of(images: Tensor, spec: DatasetSpec, facts: SetFacts, where: str)
     Raises:
         ValueError: If values are not finite, or lie beyond black and white for the normalisation given.
     """
-    if images.dtype == torch.bool or images.is_complex():
+    narrow = images.is_floating_point() and images.element_size() < 2  # eight bits: torch computes nothing with them
+    if images.dtype == torch.bool or images.is_complex() or narrow:
         raise ValueError(f"{where}: got {images.dtype} images, expected uint8 in 0-255 or floating point: convert them")
     low, high = (float(bound) for bound in images.aminmax())
     if not images.is_floating_point():
