@@ -192,12 +192,19 @@ class ChunkStore:
             ValueError: If one is missing or was made by another run.
         """
         for number in range(step // schedule.iterations):
-            path = self._path(*divmod(number, schedule.chunks_per_round))
+            round_index, chunk_index = divmod(number, schedule.chunks_per_round)
+            path = self._path(round_index, chunk_index)
             chunk = DistilledSet.load(path)
             if chunk.manifest.get("run") != run:
                 raise ValueError(
                     f"the chunk {path} was made by another run: expected the chunks of this one; go on in the folder "
                     "of the run that the checkpoint is from, or start anew with --overwrite true"
+                )
+            fits = chunk.spec == self.spec and str(chunk.images.dtype) == f"torch.{self.dtype}"
+            if not fits or chunk.labels.tolist() != list(schedule.classes(chunk_index)):
+                raise ValueError(
+                    f"the chunk {path} holds other classes or pixels than the run makes: it is damaged; start anew "
+                    "with --overwrite true"
                 )
             yield chunk
 
