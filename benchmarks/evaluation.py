@@ -136,6 +136,8 @@ def plain(training_set: TrainingSet, folder: Path, workers: int, *, persistent: 
         shuffle=True,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
+        # Linux's own, as in a script: this process was spawned, and would spawn its workers, seconds an epoch.
+        multiprocessing_context="fork" if workers else None,
     )
     teacher, student = networks()
     student.train()
