@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unidd_pl.cli import main
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import build_network
@@ -23,6 +24,9 @@ COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)} 
 IMAGE_SIZE = 12  # pixels
 TRAIN_IMAGES, TEST_IMAGES = 10, 4  # of each class
 TINY_NETWORK = "convnet-w8-d2"
+
+Refused = Callable[..., str]
+"""What the fixture `refused` gives."""
 
 
 def write_image_folder(root: Path) -> Path:
@@ -73,3 +77,19 @@ def tiny_teacher(folder_data: ImageFolderData, tmp_path_factory: pytest.TempPath
 def tiny_statistics(tiny_teacher: Teacher, folder_data: ImageFolderData) -> Statistics:
     """Moments of all convolution inputs of `tiny_teacher` over the training images, signal ``mean``."""
     return gather_statistics(tiny_teacher, folder_data, conv_layers(tiny_teacher.network), "mean", batch_size=16)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that has to end with status 2 and a message; return the message."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 2
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        assert "unidd: error: " in printed.err
+        return printed.err[printed.err.index("unidd: error: ") :]
+
+    return run

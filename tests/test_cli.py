@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import Refused
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -35,8 +36,6 @@ EVALUATE = [
     "--protocol.epochs", "3", "--seeds", "2",
 ]  # fmt: skip
 
-Refused = Callable[..., str]
-
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,22 +54,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workplace)
     return workplace
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that has to end with status 2 and a message; return the message."""
-
-    def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        assert ended.value.code == 2
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        assert "unidd: error: " in printed.err
-        return printed.err[printed.err.index("unidd: error: ") :]
-
-    return run
 
 
 class TestCommands:

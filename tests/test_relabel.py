@@ -6,12 +6,13 @@ import json
 import os
 import re
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import Refused
 
 from unidd_pl.baselines import real_images
 from unidd_pl.cli import main
@@ -25,8 +26,6 @@ COMMON = ["--config", str(CONFIGS / "eval_digits.yaml"), "--teacher.epochs", "2"
 SET = ["--distilled", "set/distilled.safetensors"]
 RELABEL = ["relabel", *COMMON, *PROTOCOL, *SET]
 EVALUATE = ["evaluate", *COMMON, *PROTOCOL, *SET, "--seeds", "1", "--output", "scores.json", "--overwrite", "true"]
-
-Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +43,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     finally:
         os.chdir(before)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that has to end with status 2 and a message; return the message."""
-
-    def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        assert ended.value.code == 2
-        return capsys.readouterr().err.partition("unidd: error: ")[2]
-
-    return run
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class CurriculumCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Tell the module its curriculum, before a checkpoint is read: its chunks depend on it."""
-        _distillation(pl_module).curriculum = _describe(self.curriculum)
+        expect_distillation(pl_module).curriculum = _describe(self.curriculum)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set β where a run starts or resumes."""
@@ -43,7 +43,7 @@ class CurriculumCallback(L.Callback):
         self._set_beta(trainer, pl_module)
 
     def _set_beta(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = _distillation(pl_module)
+        module = expect_distillation(pl_module)
         round_index = min(module.position.round_index, module.ipc - 1)
         statistics = module.real.statistics
         betas = self.curriculum.betas_at(module.beta, round_index, module.ipc, statistics.spectra)
@@ -55,7 +55,12 @@ class CurriculumCallback(L.Callback):
             logger.log_metrics(figures, step=module.step)
 
 
-def _distillation(module: L.LightningModule) -> DistillationModule:
+def expect_distillation(module: L.LightningModule) -> DistillationModule:
+    """Return the module that a callback is for.
+
+    Raises:
+        ValueError: If it is another one.
+    """
     if not isinstance(module, DistillationModule):
         raise ValueError(f"got a {type(module).__name__}, expected a DistillationModule")
     return module

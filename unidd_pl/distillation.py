@@ -146,7 +146,7 @@ class DistillationModule(L.LightningModule):
             self.eta,
             self.micro_batch,
         )
-        self._store = store
+        self.store = store
         self._use_chunk_shape(self.position)
 
     @property
@@ -238,7 +238,7 @@ class DistillationModule(L.LightningModule):
             classes = self.schedule.classes(position.chunk_index)
             images = all_rows(self.images, len(classes))
             if rank() == 0:
-                self._store.add(position, images, classes, self.run_digest)
+                self.store.add(position, images, classes, self.run_digest)
 
     # ---- resume ----
 
@@ -262,7 +262,7 @@ class DistillationModule(L.LightningModule):
             raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
         check_same_run(state["made_from"], self._made_from())
         self.step = check_step(state["step"], self.ipc * self.schedule.steps_per_round)
-        self._store.check(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
+        self.store.check(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
             self.running_moments.load_state_dict(state["running_moments"], like=self.real.statistics.moments)
         self._use_chunk_shape(self.schedule.at(self.step - 1))  # of the chunk that the last step worked on
@@ -277,7 +277,7 @@ class DistillationModule(L.LightningModule):
 
     def _made_from(self) -> dict[str, Any]:
         return {
-            "pixel type": self._store.dtype,
+            "pixel type": self.store.dtype,
             "teacher": self.real.teacher.fingerprint,
             "statistics": self.real.statistics.fingerprint,
             "curriculum": self.curriculum,

@@ -97,6 +97,13 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """Class names in label order."""
         return self.spec.classes
 
+    @property
+    def partial_note(self) -> str | None:
+        """What is to be said of a set that holds fewer rounds than its run was planned for; None of a whole one."""
+        if "partial" not in self.manifest:
+            return None
+        return f"{self.manifest['partial']} ({self.manifest.get('stopped', 'why is not known')})"
+
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the images, labels and class names; the manifest does not enter."""
         facts = {

@@ -103,7 +103,7 @@ def _origin(key: str, one: DistilledSet | None) -> dict[str, str]:
     """Return the tags that say what the students were trained on."""
     if one is None:
         return {"method": key}
-    known = {what: str(one.manifest[what]) for what in ("method", "band", "seed") if what in one.manifest}
+    known = {what: str(one.manifest[what]) for what in ("method", "band", "seed", "partial") if what in one.manifest}
     return {"method": "distilled", "distilled_set": key} | known
 
 

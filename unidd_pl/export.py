@@ -31,7 +31,8 @@ def run(arguments: Sequence[str], description: str, cache_dir: str) -> None:
     """
     parser = ArgumentParser(prog="unidd export", description=description, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options below")
-    parser.add_argument("--distilled", type=str, required=True, help="a file written by `unidd fit`")
+    parser.add_argument("--distilled", type=str, default=None, help="a file written by `unidd fit`")
+    parser.add_argument("--run", type=str, default=None, help="in its place: a run's output_dir; its rounds so far")
     parser.add_argument("--output", type=str, required=True, help="folder to make")
     parser.add_argument("--layout", type=Layout, default="png", help="png: class folders by number")
     parser.add_class_arguments(Protocol, "protocol")
@@ -50,8 +51,7 @@ def run(arguments: Sequence[str], description: str, cache_dir: str) -> None:
     parser.add_argument("--cache_dir", type=str, default=cache_dir, help="where teachers are kept")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier export")
     config = parser.parse_args(list(arguments))
-    path = Path(config.distilled)
-    distilled = DistilledSet.load(path)
+    path, distilled = _set(config)
     teacher = _teacher(distilled, config) if config.layout in SCORERS else None
     companions = Companions(
         protocol=parser.instantiate(config).protocol,
@@ -63,9 +63,26 @@ def run(arguments: Sequence[str], description: str, cache_dir: str) -> None:
     )
     card = export_set(distilled, Path(config.output), config.layout, companions, overwrite=config.overwrite)
     say(f"{len(distilled)} images in {config.output}, layout {config.layout}, {card['file_bytes']:,} bytes")
+    if note := distilled.partial_note:
+        say(f"Partial: {note}")
     if card["rounded"]:
         say("Note: float pixels were rounded to 256 levels; --layout safetensors keeps them")
     say(f"Card: {Path(config.output) / 'README.md'}")
+
+
+def _set(config: Any) -> tuple[Path, DistilledSet]:
+    """Return the set to export and the file that it is, or would be, in."""
+    if (config.distilled is None) == (config.run is None):
+        raise ValueError(
+            f"got --distilled {config.distilled} and --run {config.run}, expected one of them: a file of `unidd fit`, "
+            "or the output_dir of a run that is not finished"
+        )
+    if config.run is None:
+        return Path(config.distilled), DistilledSet.load(Path(config.distilled))
+    # It brings torchvision and Lightning, seconds that a file does not need.
+    from unidd_pl.partial import DISTILLED_FILE, finished_rounds  # noqa: PLC0415
+
+    return Path(config.run) / DISTILLED_FILE, finished_rounds(Path(config.run))
 
 
 def _teacher(distilled: DistilledSet, config: Any) -> PlainTeacher:

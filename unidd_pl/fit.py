@@ -12,26 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import LambdaCallback
 
 from unidd_pl.comparison import environment
 from unidd_pl.console import say
 from unidd_pl.coverage import FIGURE_FILE as COVERAGE_FIGURE
 from unidd_pl.coverage import RESULTS_FILE as COVERAGE_FILE
 from unidd_pl.coverage import write_coverage
-from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.module import ImageData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.gauges import Gauges, RoundPictures
+from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RUN_FILE, RunRecord
 from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
+from unidd_pl.probe import ProbeCallback
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, sole_run
+from unidd_pl.run_checks import callbacks_of, check_curriculum, check_trainer, curriculum_of
 from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
-from unidd_pl.spectral import ConstantCurriculum, Curriculum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
@@ -39,26 +41,11 @@ from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
 from unidd_pl.training import quiet_lightning
 
-DISTILLED_FILE = "distilled.safetensors"
 PICTURE_FILE = "distilled.png"
 CHECKPOINT_FILE = "last.ckpt"
 CONFIG_FILE = "config.yaml"
-CHUNK_FOLDER = "chunks"
 ROUNDS_FOLDER = "rounds"
 CARD_FILE = "card.md"
-
-_WHOLE_RUN = {
-    "max_epochs": None,
-    "max_steps": -1,
-    "max_time": None,
-    "accumulate_grad_batches": 1,
-    "limit_train_batches": None,
-    "overfit_batches": 0.0,
-    "fast_dev_run": False,
-}
-"""Arguments of the Trainer that would end a run early or change its steps, with the value that does not."""
-
-_PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed", "16-mixed")  # the teacher's weights stay float32
 
 
 class DistillationRun:
@@ -144,25 +131,23 @@ class DistillationRun:
             statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
-        if is_first():
-            if checkpoint is None:
-                self._clear_output()
-            with atomic_write(self.output / CONFIG_FILE) as temporary:
-                temporary.write_text(self.config)
+        if is_first() and checkpoint is None:
+            self._clear_output()
         tags = self._tags(teacher, statistics)
         with self.tracking.run("distillation", self.output.name, tags, self.config, parent=self.parent) as run:
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
             gauges = Gauges()
             pictures = RoundPictures(store, run, self.output / ROUNDS_FOLDER)
-            self._distil(run, checkpoint, [gauges, pictures] if is_first() else [])
+            # Once a checkpoint is taken up: one that is refused must not change what is said of the run.
+            notes = LambdaCallback(on_train_start=lambda *_: self._take_notes(teacher, statistics))
+            self._distil(run, checkpoint, [notes, gauges, pictures] if is_first() else [])
             if not is_first():  # of the processes that share the chunks one puts them together
                 return self.output / DISTILLED_FILE
-            distilled = store.assemble(
-                self.module.schedule, self._manifest(teacher, statistics), self.module.run_digest
-            )
+            made = self.module.step // self.module.schedule.steps_per_round
+            distilled = self._record(teacher, statistics).rounds(store, made, self._why_stopped)
             self._write(distilled, run)
             self._show_coverage(distilled, teacher, statistics, run)
-            run.metrics(self._cost(gauges, checkpoint), self.module.step)
+            run.metrics(self._cost(made, gauges, checkpoint), self.module.step)
         return self.output / DISTILLED_FILE
 
     def _distil(self, run: StageRun, checkpoint: Path | None, gauges: list[L.Callback]) -> None:
@@ -170,7 +155,8 @@ class DistillationRun:
         resume_point = ResumePoint(
             self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)
         )
-        callbacks = [*self._own_callbacks, *gauges, resume_point]  # what stops a run comes last
+        # Gauges do not count the time of a probe; what stops a run comes last.
+        callbacks = [*gauges, *self._own_callbacks, resume_point]
         if self.trainer_arguments.get("enable_progress_bar") is not False and is_first():
             callbacks.append(RunProgressBar("Distilling", "round"))
         logger = self.trainer_arguments.get("logger")
@@ -195,6 +181,10 @@ class DistillationRun:
         run.text(card(distilled), CARD_FILE)
         run.tag("distilled_set", distilled.fingerprint())
         say(f"Distilled set: {len(distilled)} images in {path}")
+        if note := distilled.partial_note:
+            say(f"Partial: {note}; go on with --ckpt_path last, other settings of what stopped it")
+            run.tag("partial", distilled.manifest["partial"])
+            run.tag("ipc", str(distilled.ipc))
         say(f"Picture: {self.output / PICTURE_FILE}")
 
     def _show_coverage(self, distilled: DistilledSet, teacher: Teacher, statistics: Statistics, run: StageRun) -> None:
@@ -202,20 +192,28 @@ class DistillationRun:
         if not self.tracking.enabled:
             return
         figures = write_coverage(
-            distilled, self.module.method, self.module.beta, self._curriculum, teacher, statistics, self.output,
-            batch_size=self.statistics_recipe.batch_size, device=device_of(self._accelerator),
+            distilled, self.module.method, self.module.beta, curriculum_of(self._own_callbacks), teacher, statistics,
+            self.output, batch_size=self.statistics_recipe.batch_size, device=device_of(self._accelerator),
         )  # fmt: skip
         run.metrics(figures, self.module.step)
         for name in (COVERAGE_FIGURE, COVERAGE_FILE):
             run.artifact(self.output / name)
 
-    def _cost(self, gauges: Gauges, checkpoint: Path | None) -> dict[str, float]:
-        """Return what the set cost: bytes, images that the teacher saw, and seconds where the run was not resumed."""
+    def _cost(self, made: int, gauges: Gauges, checkpoint: Path | None) -> dict[str, float]:
+        """Return what the rounds cost: bytes, images that the teacher saw, and seconds unless the run was resumed."""
         cost = {
             "bytes": float((self.output / DISTILLED_FILE).stat().st_size),
-            "images_seen": float(self.module.ipc * self.module.iterations * self.module.spec.num_classes),
+            "images_seen": float(made * self.module.iterations * self.module.spec.num_classes),
         }
         return cost if checkpoint is not None else {**cost, "seconds": gauges.seconds}
+
+    @property
+    def _own_callbacks(self) -> list[L.Callback]:
+        return callbacks_of(self.trainer_arguments)
+
+    @property
+    def _probes(self) -> list[ProbeCallback]:
+        return [one for one in self._own_callbacks if isinstance(one, ProbeCallback)]
 
     # ---- stages ----
 
@@ -251,13 +249,15 @@ class DistillationRun:
     # ---- checks ----
 
     def _check_before_work(self, checkpoint: Path | None) -> None:
-        self._check_trainer()
-        self._check_curriculum()
+        check_trainer(self.trainer_arguments, self.module.ipc)
+        check_curriculum(self.module.method, curriculum_of(self._own_callbacks))
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every: got {self.checkpoint_every}, expected at least 1")
         self._check_replaceable(checkpoint)
         check_writable(self.output)
         self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
+        for probe in self._probes:
+            probe.check(self.module, self.data.train, self.data.spec, self.teacher_recipe.network)
         check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _check_replaceable(self, checkpoint: Path | None) -> None:
@@ -284,49 +284,25 @@ class DistillationRun:
         """Remove what an earlier run left: a part of it must not pass for a part of this one."""
         shutil.rmtree(self.output / CHUNK_FOLDER, ignore_errors=True)
         shutil.rmtree(self.output / ROUNDS_FOLDER, ignore_errors=True)
-        for name in (CHECKPOINT_FILE, DISTILLED_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE):
+        for name in (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE):
             (self.output / name).unlink(missing_ok=True)
 
-    def _check_curriculum(self) -> None:
-        curriculum = self._curriculum
-        moving = curriculum is not None and not isinstance(curriculum, ConstantCurriculum)
-        method = self.module.method
-        if method.scheduled and curriculum is None:
-            raise ValueError(
-                f"method {method.name} needs a curriculum on β: add a CurriculumCallback to "
-                "trainer.callbacks, or use HFM for a fixed β"
-            )
-        if moving and not method.scheduled:
-            raise ValueError(
-                f"method {method.name} has a fixed β, and the config moves it: leave the CurriculumCallback out "
-                "(--trainer.callbacks null), or say scheduled: true in a method of your own"
-            )
-
-    def _check_trainer(self) -> None:
-        for name, value in _WHOLE_RUN.items():
-            got = self.trainer_arguments.get(name, value)
-            if got not in (value, None) and not (name == "max_epochs" and got == self.module.ipc):
-                raise ValueError(
-                    f"got trainer.{name} {got}: a run makes one image of each class in each of its "
-                    f"{self.module.ipc} rounds, so leave it out and set --model.init_args.ipc and iterations"
-                )
-        sharded_trainer_arguments(self.trainer_arguments)
-        if self.trainer_arguments.get("precision") not in _PRECISIONS:
-            raise ValueError(
-                f"got trainer.precision {self.trainer_arguments['precision']}, expected 32-true, bf16-mixed or 16-mixed"
-            )
-
-    @property
-    def _own_callbacks(self) -> list[L.Callback]:
-        given = self.trainer_arguments.get("callbacks") or []
-        return list(given) if isinstance(given, (list, tuple)) else [given]
-
-    @property
-    def _curriculum(self) -> Curriculum | None:
-        callbacks = (one for one in self._own_callbacks if isinstance(one, CurriculumCallback))
-        return next((one.curriculum for one in callbacks), None)
-
     # ---- records ----
+
+    def _take_notes(self, teacher: Teacher, statistics: Statistics) -> None:
+        """Write what the run is, for whoever meets its folder before it is finished."""
+        with atomic_write(self.output / CONFIG_FILE) as temporary:
+            temporary.write_text(self.config)
+        self._record(teacher, statistics).save(self.output)
+
+    def _record(self, teacher: Teacher, statistics: Statistics) -> RunRecord:
+        module = self.module
+        manifest = self._manifest(teacher, statistics)
+        return RunRecord(module.run_digest, teacher.spec, self.pixel_type, module.schedule, manifest)
+
+    @property
+    def _why_stopped(self) -> str:
+        return next((one.reason for one in self._probes if one.reason), "a callback ended the run")
 
     def _tags(self, teacher: Teacher, statistics: Statistics) -> dict[str, str]:
         return {

@@ -38,6 +38,10 @@ class Gauges(L.Callback):
         self._began = time.perf_counter()
         self._step = trainer.global_step
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock anew: what came between two rounds is no time of iterations."""
+        self._began = time.perf_counter()
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the round's figures."""
         now = time.perf_counter()

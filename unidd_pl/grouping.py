@@ -50,6 +50,8 @@ def rows_of_sets(
             names.append(method)
         else:
             names.append(folder if len(places) == 1 else f"{folder} and {len(places) - 1} more")
+        if "partial" in members[0].manifest:
+            names[-1] += f" (partial, {members[0].manifest['partial']})"
         rows[names[-1]] = members
     if len({*names, *taken}) < len(names) + len(taken):
         raise ValueError(

@@ -45,6 +45,8 @@ def check_sets(sets: Mapping[str, DistilledSet], spec: DatasetSpec) -> None:
     """
     for name, one in sets.items():
         check_same_classes(one.spec, spec)
+        if one.partial_note:
+            say(f"Note: {name} is partial: {one.partial_note}")
         counts = torch.bincount(one.labels, minlength=spec.num_classes)
         if empty := [spec.classes[label] for label in (counts == 0).nonzero().flatten().tolist()]:
             raise ValueError(

@@ -63,6 +63,11 @@ class ResumePoint(L.Callback):
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has come, so that the run ends with the step in hand."""
+        return self._received is not None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; only a main thread may."""
         self.started = True
@@ -103,7 +108,7 @@ class ResumePoint(L.Callback):
             place = self.place()
             self._save(trainer)
             raise Interrupted(received, self.path, place)
-        if trainer.global_step % self.every_n_iterations == 0:
+        if trainer.should_stop or trainer.global_step % self.every_n_iterations == 0:  # a callback may end a run
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -121,6 +126,31 @@ class ResumePoint(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """End what is done within a run at the first Ctrl-C; the run's own handler alone would wait until it is complete.
+
+    Raises:
+        KeyboardInterrupt: Where Ctrl-C is pressed, after that handler was called.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if callable(previous):
+            previous(number, frame)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -47,6 +47,17 @@ class Start(ABC):
             (n, c, h, w) normalised, within the valid pixels.
         """
 
+    def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
+        """Return those of a class's training images that start images may be made from; all, unless it is known better.
+
+        Args:
+            positions: (n,) int64, the images of the class, in order.
+            ipc: Rounds of the run.
+            seed: Seed of the run.
+            label: The class.
+        """
+        return positions
+
     def check(self, images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:  # noqa: B027  noise needs no images
         """Refuse, before any work, a class with too few real images for so many rounds.
 
@@ -66,6 +77,10 @@ class RealStart(Start):
         """Return the images of a round."""
         return real_start(images, teacher.spec, round_index, classes)
 
+    def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
+        """Return the first images, one a round."""
+        return positions[:ipc]
+
     def check(self, images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:
         """Refuse a class with fewer images than rounds."""
         check_enough_images(images, spec, ipc)
@@ -80,6 +95,10 @@ class NoiseStart(Start):
     def draw(self, teacher: Teacher, images: LabelledImages, round_index: int, classes: range, seed: int) -> Tensor:
         """Return the noise of a round."""
         return noise_start(teacher.spec, round_index, classes, seed)
+
+    def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
+        """Return none of them."""
+        return positions[:0]
 
     def __str__(self) -> str:
         return "noise"
@@ -141,6 +160,11 @@ class Collage(Start):
         if self.factor > spec.image_size:
             raise ValueError(f"start: got a factor of {self.factor}, expected at most {spec.image_size} (pixels)")
 
+    def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
+        """Return the candidates; which of them are taken is the teacher's choice."""
+        order = torch.randperm(len(positions), generator=generator_for(seed, "collage", label))
+        return positions[order[: self.candidates]].sort().values
+
     def draw(self, teacher: Teacher, images: LabelledImages, round_index: int, classes: range, seed: int) -> Tensor:
         """Return the collages of a round."""
         bar = tqdm(classes, "Choosing crops", leave=False, unit="class", disable=len(classes) < 2)
@@ -150,9 +174,7 @@ class Collage(Start):
     def _collage(self, teacher: Teacher, images: LabelledImages, round_index: int, label: int, seed: int) -> Tensor:
         """Return the collage of one class, (c, h, w)."""
         boxes = RandomCrops(seed_for(seed, "collage"), self.crop_scale, ratio=(1.0, 1.0))
-        positions = images.positions_of(label)
-        order = torch.randperm(len(positions), generator=generator_for(seed, "collage", label))
-        positions = positions[order[: self.candidates]].sort().values
+        positions = self.sources(images.positions_of(label), round_index + 1, seed, label)
         losses = torch.cat(
             [self._losses(teacher, batch, label) for batch in self._read(images, positions, boxes)]
         ).reshape(self.crops, len(positions))

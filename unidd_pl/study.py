@@ -236,6 +236,8 @@ def _labels(scored: Sequence[Scored]) -> list[str]:
         names = sorted({name for theirs in others for name in theirs})
         differing = [name for name in names if len({theirs.get(name) for theirs in others}) > 1]
         shown = [f"{name.rsplit('.', 1)[-1]}={_short(mine[name])}" for name in differing if name in mine]
+        if partial := one.evaluation.tags.get("partial"):
+            shown.append(f"partial, {partial}")
         label = ", ".join([one.method, *dict.fromkeys(shown)])
         labels.append(label if len(label) <= _MAX_LABEL else _with_name(one, label))
     return labels

@@ -15,7 +15,8 @@ from unidd_pl.compare import Report
 from unidd_pl.console import Stopped, say
 from unidd_pl.evaluate import Evaluation, RowChoice
 from unidd_pl.files import atomic_write, check_writable
-from unidd_pl.fit import CHECKPOINT_FILE, DISTILLED_FILE, DistillationRun
+from unidd_pl.fit import CHECKPOINT_FILE, DistillationRun
+from unidd_pl.partial import DISTILLED_FILE
 from unidd_pl.pictures import folder_names
 from unidd_pl.tracking import Tracking
 

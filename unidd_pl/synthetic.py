@@ -167,6 +167,13 @@ class ChunkStore:
             done += len(chunk)
         return DistilledSet(cast("Tensor", images), torch.cat(labels), self.spec, dict(manifest))
 
+    def count_rounds(self, schedule: Schedule) -> int:
+        """Return how many rounds, from the first on, have all their chunks."""
+        for round_index in range(schedule.num_rounds):
+            if not all(self._path(round_index, chunk).is_file() for chunk in range(schedule.chunks_per_round)):
+                return round_index
+        return schedule.num_rounds
+
     def of_round(self, round_index: int) -> DistilledSet:
         """Return the finished images of one round, in the order of the classes."""
         paths = sorted(

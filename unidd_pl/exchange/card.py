@@ -166,6 +166,8 @@ def _page(card: dict[str, Any], usage: str) -> str:
         ("fingerprint (SHA-256 of pixels, labels, classes)", f"`{card['fingerprint']}`"),
         ("checksum (SHA-256 of the files)", f"`{card['checksum']}`"),
     ]
+    if "partial" in card["manifest"]:
+        facts.append(("partial", f"{card['manifest']['partial']} ({card['manifest'].get('stopped', 'unknown')})"))
     if card["rounded"]:
         facts.append(("rounded", "float pixels, rounded to the 256 levels that this layout has"))
     lines = [
