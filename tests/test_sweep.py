@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from unidd_pl import sweep
 from unidd_pl.cli import main
 from unidd_pl.console import Stopped
 from unidd_pl.fit import DistillationRun
-from unidd_pl.sweep import parse_grid
+from unidd_pl.grid import parse_grid
 from unidd_pl.tracking import Store
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -110,6 +111,22 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, swept: Path, monkeypatch: pytes
     assert calls[2] == second  # the first is skipped
     assert (tmp_path / f"out/{second}/distilled.safetensors").stat().st_mtime_ns == before  # distilled already
     assert json.loads((tmp_path / f"out/{first}/point.json").read_text())["done"]
+
+
+def test_real_images_stand_beside_what_was_made(swept: Path, tmp_path: Path) -> None:
+    """A point that its probe ends early has fewer images per class than planned, and so have its real images."""
+    config = yaml.safe_load((CONFIGS / "cfm_digits_probe.yaml").read_text())
+    config["trainer"]["callbacks"][1]["init_args"].update(every=1, steps=2, target=0.001)
+    (tmp_path / "probed.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    main(["sweep", "--config", str(tmp_path / "probed.yaml"), str(CONFIGS / "dm_digits.yaml"),
+          "--set", "model.init_args.iterations=2", "model.init_args.ipc=2", "teacher.epochs=2", "protocol.epochs=3",
+          f"cache_dir={swept}/cache", "--evaluate", str(CONFIGS / "eval_digits.yaml"), "--students", "1",
+          "--experiment", "probed", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db",
+          "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    table = [line.split(" | ") for line in (tmp_path / "out/report/table.md").read_text().splitlines()]
+    rows = {(row[0].removeprefix("| "), row[2]) for row in table if len(row) > 5}
+    real = {("real images", "1"), ("real images", "2")}
+    assert rows >= {("cfm, partial, 1 of 2 rounds", "1"), ("dm", "2"), *real}
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

@@ -58,7 +58,8 @@ def sweep(arguments: list[str], about: str, distillation_of: Any, evaluation_of:
     from functools import partial
     from pathlib import Path
 
-    from unidd_pl.sweep import Sweep, parse_grid
+    from unidd_pl.grid import parse_grid
+    from unidd_pl.sweep import Sweep
     from unidd_pl.tracking import Tracking
 
     # Plain argparse: here --config names inputs of the sweep, and may stand several times.

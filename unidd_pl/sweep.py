@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from unidd_pl.compare import Report
 from unidd_pl.console import Stopped, say
+from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluate import Evaluation, RowChoice
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.fit import CHECKPOINT_FILE, DistillationRun
@@ -147,7 +148,8 @@ class Sweep:
             for number, plan in enumerate(plans, start=1):
                 say(f"\nPoint {number} of {len(plans)}: {plan.point.name}")
                 self._make(plan, mark)
-                real.setdefault(plan.real_digest, plan)
+                if plan.point.name not in self._failed:
+                    real.setdefault(plan.real_digest, plan)
             for plan in real.values():
                 self._score_real(plan, mark)
         page = self._report(mark) if self.report else None
@@ -172,7 +174,7 @@ class Sweep:
         run = self.make_run(fit, parent=None)
         self.check_evaluation([*score, "--distilled", str(folder / DISTILLED_FILE)])
         digest = _digest(run.config, score, self.evaluation.read_text(), self.students)
-        plan = _Plan(point, folder, fit, score, digest, _digest(score, run.module.ipc))
+        plan = _Plan(point, folder, fit, score, digest)
         done = plan.state
         if done and done["digest"] != digest and not self.overwrite:
             raise ValueError(
@@ -205,8 +207,6 @@ class Sweep:
 
     def _score_real(self, plan: _Plan, mark: dict[str, str]) -> None:
         """Score real images under the protocol of a point, once for all points that share it."""
-        if plan.point.name in self._failed:
-            return
         output = self.output / f"real_images_{plan.real_digest}.json"
         if output.exists():
             return
@@ -234,14 +234,18 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A point with what is to be run for it, and digests of what its result and its bar of real images depend on."""
+    """A point with what is to be run for it, and a digest of what its result depends on."""
 
     point: Point
     folder: Path
     fit: list[str]
     score: list[str]
     digest: str
-    real_digest: str
+
+    @property
+    def real_digest(self) -> str:
+        """Digest of what its bar of real images depends on; its set may hold fewer rounds than were planned."""
+        return _digest(self.score, DistilledSet.load(self.folder / DISTILLED_FILE).ipc)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -256,41 +260,6 @@ class _Plan:
         """Note how far it is."""
         with atomic_write(self.folder / POINT_FILE) as temporary:
             temporary.write_text(json.dumps({"digest": self.digest, "done": done}) + "\n")
-
-
-def parse_grid(settings: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values by key of settings ``KEY=V1,V2,…``; a comma within brackets or quotes separates nothing.
-
-    Raises:
-        ValueError: If one is not of that form, or a key or value stands twice.
-    """
-    grid: dict[str, list[str]] = {}
-    for setting in settings:
-        key, sign, values = setting.partition("=")
-        parts = _split(values)
-        if not sign or not re.fullmatch(r"[A-Za-z_][\w.]*", key) or not all(parts):
-            raise ValueError(
-                f"got --set {setting!r}, expected KEY=VALUE,VALUE, for example model.init_args.beta=0.01,0.1"
-            )
-        if key in grid or len(set(parts)) < len(parts):
-            raise ValueError(f"got --set {setting!r}, expected each key and each of its values once")
-        grid[key] = parts
-    return grid
-
-
-def _split(values: str) -> list[str]:
-    parts, depth, quote = [""], 0, ""
-    for character in values:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        depth += (character in "[{(") - (character in "]})")
-        if character == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
 
 
 def _digest(*parts: Any) -> str:
