@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -128,6 +129,14 @@ class Beton:
     def index_digest(self) -> str:
         """Hexadecimal digest of all but the image data."""
         return hashlib.sha256(self.samples.tobytes() + self.sizes.tobytes()).hexdigest()
+
+    def refuse_damaged(self, positions: Sequence[int] | NDArray[np.int64]) -> None:
+        """Raise ValueError if there are any positions: of images that a decoder has given up."""
+        if len(positions):
+            raise ValueError(
+                f"{self.path} is damaged: its image {int(positions[0])} of {len(self.samples)} is no whole JPEG; write "
+                "it anew with `unidd convert --config … --overwrite true`"
+            )
 
 
 def read_beton(path: Path) -> Beton:

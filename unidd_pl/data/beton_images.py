@@ -82,7 +82,7 @@ class BetonImages(LabelledImages):
 
     def fingerprint(self) -> str:
         """Return a digest of the stored images, their labels and how they are decoded."""
-        form = ("ffcv", self.channels, self.image_size, self.resize, self.content)
+        form = ("ffcv, as Pillow", self.channels, self.image_size, self.resize, self.content)
         return hashlib.sha256(repr(form).encode()).hexdigest()
 
     def loader(
@@ -118,9 +118,8 @@ class BetonImages(LabelledImages):
         return self._streams[batch_size]
 
     def to_tensor(self, images: np.ndarray) -> Tensor:
-        """Return decoded images (n, h, w, 3) as a tensor of its own, (n, c, h, w)."""
-        tensor = torch.from_numpy(images)[..., : self.channels].permute(0, 3, 1, 2)
-        return tensor.clone(memory_format=torch.contiguous_format)
+        """Return decoded images (n, 3, h, w) as a tensor of its own, (n, c, h, w)."""
+        return torch.from_numpy(images)[:, : self.channels].clone(memory_format=torch.contiguous_format)
 
     @cached_property
     def _data(self) -> np.ndarray:

@@ -1,8 +1,7 @@
 """FFCV's loader on cuts that are given from outside; the only file that imports FFCV, imported where it is used.
 
-What FFCV brings: threads that decode with libjpeg-turbo and shrink with OpenCV's INTER_AREA, compiled by numba at the
-first batch, which takes seconds. The torchvision path resizes bilinearly with Pillow, which blurs more. So the pixels
-of both differ a little; decoded JPEG files, cuts, order and batches do not.
+What FFCV brings: threads that decode with libjpeg-turbo, compiled by numba at the first batch, which takes seconds.
+They resize as Pillow does (see `resampling`), so the pixels of both loaders differ by one grey level at most.
 
 Legend: n images, h w space.
 """
@@ -12,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import queue
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numba
 import numpy as np
-from ffcv.fields.rgb_image import ResizedCropRGBImageDecoder
-from ffcv.libffcv import lib, resize_crop
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.libffcv import lib
 from ffcv.loader import Loader
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 from unidd_pl.data.beton import IMAGE, JPEG, Beton
 from unidd_pl.data.crops import CUT, Integers
+from unidd_pl.data.resampling import resample
 
-_CUT_IMAGE = np.dtype([*((name, IMAGE[name]) for name in IMAGE.names or ()), *((f"cut_{name}", "<u4") for name in CUT)])
+_STORED = [(name, IMAGE[name]) for name in IMAGE.names or ()]
+_CUT_IMAGE = np.dtype([*_STORED, *((f"cut_{name}", "<u4") for name in CUT), ("damaged", "<u1")])
 _POLL_SECONDS = 5.0  # between two looks at whether FFCV's thread still lives
 
 
@@ -35,54 +37,56 @@ _open_decoder = lib.tjInitDecompress  # libjpeg-turbo's, which FFCV's library is
 _open_decoder.argtypes, _open_decoder.restype = [], ctypes.c_void_p
 _decompress = lib.tjDecompress2
 _decompress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, *(5 * [ctypes.c_int])]
+_error_of = lib.tjGetErrorCode
+_error_of.argtypes = [ctypes.c_void_p]
 _close_decoder = lib.tjDestroy
 _close_decoder.argtypes = [ctypes.c_void_p]
-_RGB, _EXACT_DCT = 0, 4096  # TJPF_RGB and TJFLAG_ACCURATEDCT of turbojpeg.h
+_RGB, _EXACT_DCT, _FATAL = 0, 4096, 1  # TJPF_RGB, TJFLAG_ACCURATEDCT and TJERR_FATAL of turbojpeg.h
 
 
-def _decode_jpeg(data: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-    """Decode a JPEG file's bytes into pixels (h, w, 3), with the DCT that Pillow and OpenCV use.
+def _decode_jpeg(data: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> bool:
+    """Decode a JPEG file's bytes into pixels (h, w, 3), with the DCT that Pillow uses; return whether that worked.
 
     FFCV's own function asks for the fast DCT, which darkens red and blue by 1.1 and 1.3 grey levels of 255.
     """
     decoder = _open_decoder()
     height, width = pixels.shape[0], pixels.shape[1]
-    _decompress(decoder, data.ctypes.data, data.size, pixels.ctypes.data, width, 0, height, _RGB, _EXACT_DCT)
+    status = _decompress(decoder, data.ctypes.data, data.size, pixels.ctypes.data, width, 0, height, _RGB, _EXACT_DCT)
+    failed = status != 0 and _error_of(decoder) == _FATAL  # else a warning, of an image that Pillow reads as well
     _close_decoder(decoder)
+    return not failed
 
 
 def _set_numba_threads(_: type, count: int) -> None:
     Compiler.num_threads = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(Compiler.num_threads)
+    numba.set_parallel_chunksize(1)  # images differ in size: whoever is ready takes the next one
 
 
 # FFCV sets torch's threads too, to the number of its decoders: the network beside it would run on so many.
 Compiler.set_num_threads = classmethod(_set_numba_threads)
 
 
-class _CutDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
-    """Decodes images and makes the cut that the metadata hold for each.
+class _CutDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
+    """Decodes images and makes the cut that the metadata hold for each, (c, h, w).
 
     FFCV's own decoders crop before they resize, which moves the crop by up to a pixel, draw random boxes from a
     generator for each thread that nothing seeds, and keep a buffer of the largest image for every image of five
     batches.
     """
 
-    get_crop_generator = None
-
     def __init__(self, image_size: int) -> None:
-        super().__init__((image_size, image_size))
+        super().__init__()
         self.image_size = image_size
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, AllocationQuery]:
-        """Ask for the memory of the output alone."""
-        state, (output, _) = super().declare_state_and_memory(previous_state)
-        return state, output
+        """Ask for the memory of the output."""
+        shape, dtype = (3, self.image_size, self.image_size), np.dtype(np.uint8)
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that numba compiles."""
-        read, images, size = self.memory_read, Compiler.get_iterator(), self.image_size
-        decode_jpeg, resize_box = Compiler.compile(_decode_jpeg), Compiler.compile(resize_crop)
+        read, images, decode_jpeg = self.memory_read, Compiler.get_iterator(), Compiler.compile(_decode_jpeg)
 
         def decode(batch_indices, destination, metadata, storage):  # type: ignore[no-untyped-def]
             for k in images(len(batch_indices)):
@@ -91,15 +95,16 @@ class _CutDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
                 height, width = np.uint32(record["height"]), np.uint32(record["width"])
                 if record["mode"] == JPEG:
                     pixels = np.empty((height, width, 3), np.uint8)
-                    decode_jpeg(data, pixels)
+                    record["damaged"] = not decode_jpeg(data, pixels)
                 else:
                     pixels = data.reshape(height, width, 3)
-                top, left = np.int64(record["cut_top"]), np.int64(record["cut_left"])
-                bottom, right = top + np.int64(record["cut_height"]), left + np.int64(record["cut_width"])
-                resized = np.empty((record["cut_resized_height"], record["cut_resized_width"], 3), np.uint8)
-                resize_box(pixels, top, bottom, left, right, resized)
-                row, column = np.int64(record["cut_crop_top"]), np.int64(record["cut_crop_left"])
-                destination[k] = resized[row : row + size, column : column + size]
+                cut = (
+                    np.int64(record["cut_top"]), np.int64(record["cut_left"]),
+                    np.int64(record["cut_height"]), np.int64(record["cut_width"]),
+                    np.int64(record["cut_resized_height"]), np.int64(record["cut_resized_width"]),
+                    np.int64(record["cut_crop_top"]), np.int64(record["cut_crop_left"]),
+                )  # fmt: skip
+                resample(pixels, cut, destination[k])
             return destination[: len(batch_indices)]
 
         decode.is_parallel = True  # type: ignore[attr-defined]
@@ -118,6 +123,7 @@ class Stream:
     """
 
     def __init__(self, beton: Beton, image_size: int, batch_size: int, threads: int, *, os_cache: bool) -> None:
+        self._beton = beton
         self._loader = Loader(
             str(beton.path),
             batch_size,
@@ -143,20 +149,26 @@ class Stream:
         return np.asarray(order.sample_order(seed), dtype=np.int64)
 
     def batches(self, order: Integers, cuts: Integers) -> Iterator[NDArray[np.uint8]]:
-        """Yield images (b, h, w, 3) of one epoch; their memory is used again for a later batch.
+        """Yield images (b, 3, h, w) of one epoch; their memory is used again for a later batch.
 
         Args:
             order: Positions of the images, in the order wanted.
             cuts: (n, 8) the cut of every image of the file, see `unidd_pl.data.crops.CUT`.
+
+        Raises:
+            ValueError: If an image is damaged.
         """
         metadata = self._metadata.copy()
         for name, values in zip(CUT, cuts.T, strict=True):
             metadata["f0"][f"cut_{name}"] = values
         self._loader.reader.metadata = metadata
         self._loader.traversal_order = _Given(order)
-        epoch = iter(self._loader)
+        epoch, start = iter(self._loader), 0
         try:
             while (result := self._next(epoch)) is not None:
+                seen = order[start : start + len(result)]
+                self._beton.refuse_damaged(seen[metadata["f0"]["damaged"][seen] > 0])
+                start += len(result)
                 yield result
         finally:
             epoch.close()
@@ -197,20 +209,20 @@ def decode_cuts(
         image_size: Height and width of the decoded images, pixels.
 
     Returns:
-        (n, h, w, 3) uint8.
+        (n, 3, h, w) uint8.
+
+    Raises:
+        ValueError: If an image is damaged.
     """
-    images = np.empty((len(positions), image_size, image_size, 3), np.uint8)
+    images = np.empty((len(positions), 3, image_size, image_size), np.uint8)
     for image, position, cut in zip(images, positions.tolist(), cuts.tolist(), strict=True):
         record = beton.samples[position]["f0"]
         start, height, width = int(record["data_ptr"]), int(record["height"]), int(record["width"])
         stored = data[start : start + int(beton.sizes[position])]
         pixels = np.empty((height, width, 3), np.uint8)
-        if record["mode"] == JPEG:
-            _decode_jpeg(stored, pixels)
-        else:
+        if record["mode"] != JPEG:
             pixels = np.ascontiguousarray(stored).reshape(height, width, 3)
-        top, left, tall, wide, resized_height, resized_width, row, column = cut
-        resized = np.empty((resized_height, resized_width, 3), np.uint8)
-        resize_crop(pixels, top, top + tall, left, left + wide, resized)
-        image[:] = resized[row : row + image_size, column : column + image_size]
+        elif not _decode_jpeg(stored, pixels):
+            beton.refuse_damaged([position])
+        resample(pixels, tuple(cut), image)
     return images
