@@ -92,7 +92,7 @@ class TestContract:
         for _ in range(2):
             (ours, labels), (theirs, expected) = (map(torch.cat, zip(*loader, strict=True)) for loader in loaders)
             assert torch.equal(labels, expected)
-            assert mean_difference(ours, theirs) < 0.3
+            assert mean_difference(ours, theirs) < 0.5
             epochs.append(ours)
         assert not torch.equal(*epochs)
 
@@ -180,10 +180,11 @@ class TestFFCV:
         crops = RandomCrops(3)
         pairs = [[one.read(range(COUNT)) for one in (ours, theirs)]]
         pairs += [[one.read_crops(range(COUNT), crops, epoch) for one in (ours, theirs)] for epoch in range(3)]
+        as_stored = [index for index in range(COUNT) if index % 7 % 3 < 2]  # CMYK files are encoded anew
         for pair in pairs:
             difference = torch.sub(*(pixels.int() for pixels in pair)).abs()
-            assert int(difference.max()) <= 1
-            assert float(difference.float().mean()) < 0.3
+            assert int(difference[as_stored].max()) <= 1
+            assert float(difference.float().mean()) < 0.5
 
     @pytest.mark.parametrize(
         ("source", "box", "resized"),
