@@ -20,7 +20,8 @@ from conftest import Refused
 from PIL import Image
 from safetensors.torch import save_file
 
-from unidd_pl.cli import COMMANDS, distillation_parser, main
+from unidd_pl.cli import main
+from unidd_pl.command_options import COMMANDS, distillation_parser
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.spectral import METHODS, CosineCurriculum, ReversedCurriculum, ShuffledCurriculum
 

@@ -27,7 +27,7 @@ def test_configs_that_are_named_are_shipped(page: Path) -> None:
 
 @every_page
 def test_commands_that_are_named_are_there(page: Path) -> None:
-    from unidd_pl.cli import COMMANDS
+    from unidd_pl.command_options import COMMANDS
 
     named = set(re.findall(r"`unidd ([a-z]+)", page.read_text())) | set(
         re.findall(r"^    unidd ([a-z]+)", page.read_text(), re.MULTILINE)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from unidd_pl.command_options import COMMANDS, evaluation_parser
 
-def sync(arguments: list[str], about: str) -> None:
+
+def sync(arguments: list[str]) -> None:
     """Run `unidd sync`."""
     from unidd_pl.tracking import outbox_of, sync
 
-    parser = _parser("sync", about)
+    parser = _parser("sync")
     parser.add_argument("--tracking.uri", type=str, default=None, help="store; default: the one each run was for")
     parser.add_argument("--outbox", type=str, default=None, help="folder of the records; default: runs/outbox")
     config = parser.parse_args(arguments)
     sync(outbox_of(config.outbox, config.tracking.uri), config.tracking.uri)
 
 
-def compare(arguments: list[str], about: str) -> None:
+def compare(arguments: list[str]) -> None:
     """Run `unidd compare`."""
     from pathlib import Path
 
     from unidd_pl.compare import Report
     from unidd_pl.tracking import Tracking
 
-    parser = _parser("compare", about)
+    parser = _parser("compare")
     parser.add_argument("--experiment", type=str, default="unidd", help="name of the MLflow experiment")
     parser.add_argument("--filter", type=str, default="", help="MLflow's filter of runs: \"tags.ipc = '10'\"")
     parser.add_argument("--runs", type=str, nargs="+", default=[], help="ids of runs; with all that is nested below")
@@ -44,26 +46,20 @@ def compare(arguments: list[str], about: str) -> None:
     ).run()
 
 
-def sweep(arguments: list[str], about: str, distillation_of: Any, evaluation_of: Any, evaluation_parser: Any) -> None:
-    """Run `unidd sweep`.
-
-    Args:
-        arguments: Its arguments.
-        about: What it does, for its help.
-        distillation_of: Makes a distillation from the arguments of `unidd fit`.
-        evaluation_of: Makes an evaluation from the arguments of `unidd evaluate`.
-        evaluation_parser: Makes their parser.
-    """
+def sweep(arguments: list[str]) -> None:
+    """Run `unidd sweep`."""
     from argparse import ArgumentParser
     from functools import partial
     from pathlib import Path
 
+    from unidd_pl.distillation_commands import distillation_of
+    from unidd_pl.evaluation_commands import evaluation_of
     from unidd_pl.grid import parse_grid
     from unidd_pl.sweep import Sweep
     from unidd_pl.tracking import Tracking
 
     # Plain argparse: here --config names inputs of the sweep, and may stand several times.
-    parser = ArgumentParser(prog="unidd sweep", description=about, allow_abbrev=False)
+    parser = ArgumentParser(prog="unidd sweep", description=COMMANDS["sweep"], allow_abbrev=False)
     parser.add_argument("--config", nargs="+", action="extend", required=True, help="config files of distillations")
     parser.add_argument(
         "--set",
@@ -99,7 +95,7 @@ def sweep(arguments: list[str], about: str, distillation_of: Any, evaluation_of:
     ).run()
 
 
-def _parser(command: str, about: str) -> Any:
+def _parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(prog=f"unidd {command}", description=about, exit_on_error=False)
+    return ArgumentParser(prog=f"unidd {command}", description=COMMANDS[command], exit_on_error=False)

@@ -23,7 +23,7 @@ from conftest import TINY_NETWORK, write_image_folder
 from PIL import Image
 from safetensors.torch import save_file
 
-from unidd_pl.cli import _parsed, _with_data_of_config, distillation_parser
+from unidd_pl.command_options import distillation_parser, parsed, with_data_of_config
 from unidd_pl.configs import guard_command_line
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data import ImageFolderData
@@ -204,11 +204,11 @@ def parser() -> Any:
 
 
 def read_config(path: Path) -> None:
-    _parsed(parser(), ["--config", str(path)])
+    parsed(parser(), ["--config", str(path)])
 
 
 def read_config_of_convert(path: Path) -> None:
-    _with_data_of_config(["--config", str(path)])
+    with_data_of_config(["--config", str(path)])
 
 
 def make_labels(folder: Path) -> Path:
