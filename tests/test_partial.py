@@ -178,6 +178,7 @@ class TestBadInput:
         [
             {"format": "other"}, {"version": 2}, {"spec": {}}, {"pixel_type": "int3"}, {"manifest": 1},
             {"schedule": {}}, {"schedule": []}, {"digest": None, "schedule": None},
+            {"schedule": {"num_classes": 9, "chunk_size": 10, "num_rounds": 3, "iterations": 2}},
             {"schedule": {"num_classes": 10, "chunk_size": 0, "num_rounds": 3, "iterations": 2}},
             {"schedule": {"num_classes": 10, "chunk_size": 10, "num_rounds": True, "iterations": 2}},
         ],
@@ -204,4 +205,6 @@ class TestBadInput:
             ("network", "resnet", "resnet"),
         ):
             assert message in refused(*FIT, *output, f"--trainer.callbacks.{option}", value)
+        second = ["--trainer.callbacks+", "unidd_pl.probe.ProbeCallback"]
+        assert "got 2 ProbeCallbacks in trainer.callbacks, expected one" in refused(*FIT, *output, *second)
         assert not (tmp_path / "out/config.yaml").exists()

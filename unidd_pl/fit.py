@@ -28,11 +28,17 @@ from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RUN_FILE, RunRecord
 from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
-from unidd_pl.probe import ProbeCallback
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, sole_run
-from unidd_pl.run_checks import callbacks_of, check_curriculum, check_trainer, curriculum_of
+from unidd_pl.run_checks import (
+    callbacks_of,
+    check_curriculum,
+    check_probes,
+    check_trainer,
+    curriculum_of,
+    probes_of,
+)
 from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.statistics import Statistics, StatisticsRecipe
@@ -211,10 +217,6 @@ class DistillationRun:
     def _own_callbacks(self) -> list[L.Callback]:
         return callbacks_of(self.trainer_arguments)
 
-    @property
-    def _probes(self) -> list[ProbeCallback]:
-        return [one for one in self._own_callbacks if isinstance(one, ProbeCallback)]
-
     # ---- stages ----
 
     @property
@@ -256,8 +258,7 @@ class DistillationRun:
         self._check_replaceable(checkpoint)
         check_writable(self.output)
         self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
-        for probe in self._probes:
-            probe.check(self.module, self.data.train, self.data.spec, self.teacher_recipe.network)
+        check_probes(self._own_callbacks, self.module, self.data, self.teacher_recipe.network)
         check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _check_replaceable(self, checkpoint: Path | None) -> None:
@@ -302,7 +303,7 @@ class DistillationRun:
 
     @property
     def _why_stopped(self) -> str:
-        return next((one.reason for one in self._probes if one.reason), "a callback ended the run")
+        return next((one.reason for one in probes_of(self._own_callbacks) if one.reason), "a callback ended the run")
 
     def _tags(self, teacher: Teacher, statistics: Statistics) -> dict[str, str]:
         return {

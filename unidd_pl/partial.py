@@ -67,13 +67,10 @@ class RunRecord:
             content: Any = parse_json(path.read_bytes(), path)
             if content["format"] != _FORMAT or content["version"] > _VERSION:
                 raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
-            return cls(
-                str(content["digest"]),
-                DatasetSpec.from_dict(content["spec"]),
-                _pixel_type(content["pixel_type"]),
-                _schedule(content["schedule"]),
-                dict(content["manifest"]),
-            )
+            spec = DatasetSpec.from_dict(content["spec"])
+            schedule = _schedule(content["schedule"], spec)
+            pixel_type = _pixel_type(content["pixel_type"])
+            return cls(str(content["digest"]), spec, pixel_type, schedule, dict(content["manifest"]))
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"cannot read the record {path} of a run ({error}), expected one that `unidd fit` wrote: give the "
@@ -154,8 +151,9 @@ def _pixel_type(value: object) -> PixelType:
     raise ValueError(f"pixel_type {value!r}")
 
 
-def _schedule(content: Mapping[str, Any]) -> Schedule:
+def _schedule(content: Mapping[str, Any], spec: DatasetSpec) -> Schedule:
     schedule = Schedule(**content)
-    if any(type(value) is not int or value < 1 for value in asdict(schedule).values()):
+    numbers = asdict(schedule).values()
+    if any(type(value) is not int or value < 1 for value in numbers) or schedule.num_classes != spec.num_classes:
         raise ValueError(f"schedule {content!r}")
     return schedule

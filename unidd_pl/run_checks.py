@@ -8,6 +8,9 @@ from typing import Any
 import lightning as L
 
 from unidd_pl.curriculum import CurriculumCallback
+from unidd_pl.data.module import ImageData
+from unidd_pl.distillation import DistillationModule
+from unidd_pl.probe import ProbeCallback
 from unidd_pl.sharding import sharded_trainer_arguments
 from unidd_pl.spectral import ConstantCurriculum, Curriculum, Method
 
@@ -64,6 +67,30 @@ def check_curriculum(method: Method, curriculum: Curriculum | None) -> None:
             f"method {method.name} has a fixed β, and the config moves it: leave the CurriculumCallback out "
             "(--trainer.callbacks null), or say scheduled: true in a method of your own"
         )
+
+
+def check_probes(callbacks: list[L.Callback], module: DistillationModule, data: ImageData, teacher: str) -> None:
+    """Refuse a probe that does not fit the run, and more than one.
+
+    Args:
+        callbacks: The callbacks.
+        module: The distillation.
+        data: The real data.
+        teacher: Architecture of the teacher.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    probes = probes_of(callbacks)
+    if len(probes) > 1:
+        raise ValueError(f"got {len(probes)} ProbeCallbacks in trainer.callbacks, expected one: leave the others out")
+    for probe in probes:
+        probe.check(module, data.train, data.spec, teacher)
+
+
+def probes_of(callbacks: list[L.Callback]) -> list[ProbeCallback]:
+    """Return the probes among callbacks."""
+    return [one for one in callbacks if isinstance(one, ProbeCallback)]
 
 
 def callbacks_of(arguments: Mapping[str, Any]) -> list[L.Callback]:

@@ -37,6 +37,7 @@ from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.features import conv_layers
 from unidd_pl.label_store import LabelStore
 from unidd_pl.networks import build_network, load_weights
+from unidd_pl.partial import RUN_FILE, RunRecord, finished_rounds
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from
 from unidd_pl.spectral import CFM, CosineCurriculum
@@ -167,6 +168,24 @@ def read_chunk(path: Path) -> None:
     trainer, module, _ = world(folder).trainer(store, folder / "next.ckpt")
     CurriculumCallback(CosineCurriculum()).setup(trainer, module, "fit")
     ChunkStore(store, module.spec).check(module.schedule, 2, module.run_digest)
+
+
+def make_run_record(folder: Path) -> Path:
+    """Write the record of the run whose chunks `make_checkpoint` leaves."""
+    make_checkpoint(folder)
+    _, module, _ = world(folder).trainer(folder / "chunks", folder / "next.ckpt")
+    module.curriculum = "CosineCurriculum()"
+    RunRecord(module.run_digest, module.spec, "uint8", module.schedule, {"method": "cfm"}).save(folder)
+    return folder / RUN_FILE
+
+
+def read_run_record(path: Path) -> None:
+    """Put it beside the chunks, as in the folder of a run."""
+    run = path.parent / "run"
+    if not run.exists():
+        shutil.copytree(path.parent / "chunks", run / "chunks")
+    shutil.copy(path, run / RUN_FILE)
+    finished_rounds(run)
 
 
 def make_beton(folder: Path) -> Path:
@@ -305,6 +324,7 @@ KINDS = [
     Kind("weights", make_weights, read_weights, m.TORCH),
     Kind("old-weights", make_old_weights, read_weights, m.TORCH_LEGACY),
     Kind("checkpoint", make_checkpoint, read_checkpoint, m.TORCH),
+    Kind("run-record", make_run_record, read_run_record, m.JSON),
     Kind("beton", make_beton, read_beton, m.BETON),
     Kind("beton-manifest", make_manifest, read_manifest, m.JSON),
     Kind("config", make_config, read_config, m.YAML),
