@@ -61,8 +61,8 @@ def rows_of_sets(
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the folder of each file, or the whole path where folders have the same name."""
-    folders = [path.absolute().parent.name for path in paths]
+    """Return the folder of each file, or each folder; the whole path where they have the same name."""
+    folders = [(path if path.is_dir() else path.parent).absolute().name for path in paths]
     return folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
 
 
