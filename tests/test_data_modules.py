@@ -156,6 +156,59 @@ class TestImageSizes:
         assert data.train.read([20])[0, :, 4, 4].tolist() == [255, 0, 0]
 
 
+class TestTestShare:
+    """A test split that is made of the training images."""
+
+    @pytest.mark.parametrize("flat", [False, True])
+    def test_divides_every_class(self, copy: Path, flat: bool) -> None:
+        everything = ImageFolderData(str(copy)).list_split("train").paths
+        shutil.rmtree(copy / "test")
+        root = copy / "train" if flat else copy
+        data = ImageFolderData(str(root), test_share=0.3)
+        train, test = data.list_split("train"), data.list_split("test")
+        assert sorted(train.paths + test.paths) == sorted(everything)
+        assert not set(train.paths) & set(test.paths)
+        assert test.labels.bincount().tolist() == [round(0.3 * 10)] * 3
+        assert train.paths == sorted(train.paths)
+        assert data.has_test
+        assert len(data.train) == 21
+        assert len(data.test) == 9
+
+    def test_depends_on_the_names_alone(self, copy: Path, tmp_path: Path) -> None:
+        shutil.rmtree(copy / "test")
+        moved = Path(shutil.copytree(copy, tmp_path / "elsewhere"))
+
+        def names(root: Path) -> list[str]:
+            return [path.name for path in ImageFolderData(str(root), test_share=0.3).list_split("test").paths]
+
+        def fingerprint(root: Path, share: float) -> str:
+            return ImageFolderData(str(root), test_share=share).fingerprint
+
+        before = names(copy)
+        assert names(moved) == before
+        assert fingerprint(moved, 0.3) == fingerprint(copy, 0.3)
+        assert fingerprint(copy, 0.4) != fingerprint(copy, 0.3)
+        next((copy / "train").glob("*/*")).unlink()
+        assert len(set(names(copy)) - set(before)) <= 1  # the others stay where they were
+
+    @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+    def test_share_out_of_range(self, copy: Path, share: float) -> None:
+        shutil.rmtree(copy / "test")
+        with pytest.raises(ValueError, match=r"test_share: got .*, expected a share between 0 and 1"):
+            ImageFolderData(str(copy), test_share=share)
+
+    def test_beside_a_test_split(self, copy: Path) -> None:
+        with pytest.raises(ValueError, match=r"test_share: got 0.2, but .* has a test split: leave test_share out"):
+            ImageFolderData(str(copy), test_share=0.2)
+
+    def test_a_class_of_one_image(self, copy: Path) -> None:
+        shutil.rmtree(copy / "test")
+        for path in sorted((copy / "train").glob("*/*"))[1:10]:
+            path.unlink()
+        with pytest.raises(ValueError, match=r"has 1 images, expected enough to keep some beside 1 test images"):
+            ImageFolderData(str(copy), test_share=0.2).list_split("train")
+
+
 class TestFolderErrors:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no data folder at .*/nowhere: .*--data\.init_args\.root PATH"):

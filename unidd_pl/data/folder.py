@@ -16,7 +16,7 @@ from unidd_pl.data.beton_images import BetonImages
 from unidd_pl.data.class_lists import check_class_list, choose_classes, list_name
 from unidd_pl.data.conversion import load_beton
 from unidd_pl.data.images import ImageFiles, LabelledImages
-from unidd_pl.data.listing import class_folders, image_files, image_form
+from unidd_pl.data.listing import class_folders, image_files, image_form, split_files
 from unidd_pl.data.module import ImageData, Split
 
 LoaderName = Literal["auto", "ffcv", "torchvision"]
@@ -47,11 +47,13 @@ class ImageFolderData(ImageData):
         classes: Only these classes: ``imagenette``, ``imagewoof``, ``imagenet100``, or a text file of WNIDs or other
             folder names, a line each. They are put in alphabetical order, whatever the list's, and their name is
             added to the data's.
+        test_share: Where there is no test split: the share of each class's images that become one, chosen by a hash
+            of their names. The class folders may then also lie in ``root`` itself.
 
     Raises:
         ValueError: If there is no such list of classes; if the folder is missing, has no class folders or images, or
             the sizes of the images differ and no ``image_size`` is given; if ``loader`` is ``ffcv`` and FFCV is not
-            installed.
+            installed; if there is a test split and a share to make one.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ImageFolderData(ImageData):
         loader: LoaderName = "torchvision",
         betons: str | None = None,
         classes: str | None = None,
+        test_share: float | None = None,
     ) -> None:
         whole = name or Path(root).resolve().name
         super().__init__(f"{whole}-{list_name(classes)}" if classes else whole, mean, std, in_memory_gib, workers)
@@ -80,6 +83,7 @@ class ImageFolderData(ImageData):
         self.resize = resize
         self.loader = loader
         self.classes = classes
+        self.test_share = test_share
         self.betons = Path(betons or f"{DEFAULT_BETONS}/{self.dataset_name}")
         if loader not in get_args(LoaderName):
             raise ValueError(f"data.init_args.loader: got {loader!r}, expected one of {get_args(LoaderName)}")
@@ -90,12 +94,18 @@ class ImageFolderData(ImageData):
                 f"no data folder at {root}: expected a folder with train/<class>/ and test/<class>/; "
                 "give it with --data.init_args.root PATH"
             )
+        if test_share is not None:
+            self._check_test_share(test_share)
         if loader == "ffcv" and (missing := _missing_ffcv()):
             raise ValueError(f"data.init_args.loader: got 'ffcv', but {missing}, or read without it: auto, torchvision")
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test or a val folder."""
+        """Whether there is a test or a val folder, or a share that takes its place."""
+        return self.test_share is not None or self._has_test_folder
+
+    @property
+    def _has_test_folder(self) -> bool:
         return any((self.root / name).is_dir() for name in _SPLIT_FOLDERS["test"])
 
     def read_classes(self) -> tuple[str, ...]:
@@ -136,7 +146,7 @@ class ImageFolderData(ImageData):
         if split == "test" and folder == annotated_folder(self.root):
             paths, labels = annotated_images(folder, self.read_classes(), self._all_classes)
         else:
-            paths, labels = self._in_class_folders(folder)
+            paths, labels = self._in_class_folders(folder, split)
         channels, size = self._image_form
         return ImageFiles(paths, torch.tensor(labels), folder, channels, size, self.resize or size)
 
@@ -151,12 +161,14 @@ class ImageFolderData(ImageData):
     def _image_form(self) -> tuple[int, int]:
         """Channels and size in pixels of the decoded images."""
         folder = self._split_folder("train")
-        return image_form(self._in_class_folders(folder)[0], folder, self.image_size)
+        return image_form(self._in_class_folders(folder, "train")[0], folder, self.image_size)
 
-    def _in_class_folders(self, folder: Path) -> tuple[list[Path], list[int]]:
+    def _in_class_folders(self, folder: Path, split: Split) -> tuple[list[Path], list[int]]:
         classes = self.read_classes()
         self._check_same_classes(folder, class_folders(folder), classes)
         files = [image_files(folder / name) for name in classes]
+        if self.test_share is not None:
+            files = [split_files(one, self.test_share)[split == "test"] for one in files]
         return [path for one in files for path in one], [label for label, one in enumerate(files) for _ in one]
 
     def _check_same_classes(self, folder: Path, got: tuple[str, ...], expected: tuple[str, ...]) -> None:
@@ -171,13 +183,24 @@ class ImageFolderData(ImageData):
     def _split_folder(self, split: Split) -> Path:
         if split == "test" and (annotated := annotated_folder(self.root)):
             return annotated  # Tiny-ImageNet's test folder has no labels
+        if self.test_share is not None:
+            return self.root / "train" if (self.root / "train").is_dir() else self.root
         for name in _SPLIT_FOLDERS[split]:
             if (self.root / name).is_dir():
                 return self.root / name
         raise ValueError(
             f"{self.root} has no {' or '.join(_SPLIT_FOLDERS[split])} folder: expected "
-            f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root"
+            f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root, or make a test split "
+            "of what is there with --data.init_args.test_share 0.2"
         )
+
+    def _check_test_share(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"data.init_args.test_share: got {share}, expected a share between 0 and 1, as 0.2")
+        if self._has_test_folder:
+            raise ValueError(
+                f"data.init_args.test_share: got {share}, but {self.root} has a test split: leave test_share out"
+            )
 
 
 def _missing_ffcv() -> str | None:

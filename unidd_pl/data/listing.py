@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,27 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{folder} holds no images: expected files such as .png or .jpg; fill the folder or remove it")
     return files
+
+
+def split_files(files: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
+    """Divide the files of one class in two, in their order: by a hash of the names, so at random and for ever.
+
+    Args:
+        files: The files.
+        share: Share of them in the second part; at least one.
+
+    Raises:
+        ValueError: If none would be left for the first part.
+    """
+    count = max(1, round(share * len(files)))
+    if count >= len(files):
+        raise ValueError(
+            f"{files[0].parent} has {len(files)} images, expected enough to keep some beside {count} test images: lower "
+            "--data.init_args.test_share, or leave the class out"
+        )
+    by_hash = sorted(files, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
+    second = set(by_hash[:count])
+    return [path for path in files if path not in second], [path for path in files if path in second]
 
 
 def image_form(paths: Sequence[Path], folder: Path, image_size: int | None) -> tuple[int, int]:
