@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ddp, pytest.mark.timeout(900)]  # each process imports
 HERE = Path(__file__).parent
 
 
-def torchrun(processes: int, *command: str, timeout: int = 250, port: int) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *command: str, timeout: int = 500, port: int) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     return subprocess.run(
