@@ -10,7 +10,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from unidd_pl.joint_batch import joint_shares, rows_of_rank, with_joint_batchnorm
+from unidd_pl.joint_batch import joint_shares, with_joint_batchnorm
+from unidd_pl.ranks import rows_of_rank
 
 RANKS = 2
 IMAGES = 5

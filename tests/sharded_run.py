@@ -1,10 +1,13 @@
-"""One of several processes that share a distillation; run by torchrun, or alone.
+"""One of several processes that share a distillation; run by torchrun, alone, or by Lightning (--devices).
 
-torchrun --nproc-per-node 2 tests/sharded_run.py OUTPUT
+torchrun --nproc-per-node 2 tests/sharded_run.py OUTPUT [--cases NAME …] [--stop STEP | --kill RANK STEP] [--resume]
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,31 +16,20 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from unidd_pl.console import Stopped
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.images import TensorImages
 from unidd_pl.distillation import DistillationModule
-from unidd_pl.distributed import all_rows, merge_over_ranks, own_rows, rank, world_size
+from unidd_pl.distributed import all_rows
 from unidd_pl.features import conv_layers
 from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
+from unidd_pl.ranks import rank, world_size
 from unidd_pl.real_side import RealSide
+from unidd_pl.resume import ResumePoint, fit_from
 from unidd_pl.sharding import sharded_trainer_arguments
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.spectral import (
-    CFM,
-    METHODS,
-    AnyMoments,
-    CosineCurriculum,
-    MatchingLoss,
-    Method,
-    Moments,
-    Passing,
-    RunningMode,
-    RunningMoments,
-    Signal,
-    dense,
-    observe,
-)
+from unidd_pl.spectral import CFM, CosineCurriculum, Signal
 from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher, freeze
@@ -87,74 +79,82 @@ class Watch(L.Callback):
         )
 
 
-def run(folder: Path, dtype: torch.dtype, signal: Signal, **settings: Any) -> dict[str, Any]:
+class Send(L.Callback):
+    """Sends a signal to its own process while a step is in hand."""
+
+    def __init__(self, step: int, number: signal.Signals, at: int) -> None:
+        self.step = step
+        self.number = number
+        self.at = at
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and rank() == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def run(
+    folder: Path, dtype: torch.dtype, signal: Signal, *callbacks: L.Callback,
+    resume: bool = False, devices: int | None = None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Distil; return what `Watch` has seen."""
     module = DistillationModule(
         **{"ipc": 1, "method": CFM(), "iterations": 50, "lr": 0.05, "signal": signal, **settings}  # type: ignore[arg-type]
     )
     module.prepare(real_side(signal, dtype), ChunkStore(folder, real_side(signal, dtype).teacher.spec, "float32"))
     module.to(dtype)
-    watch = Watch()
+    watch, point = Watch(), ResumePoint(folder / "last.ckpt", 4, lambda: str(module.last_position))
+    where = {} if devices is None else {"devices": devices}
     with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=module.ipc, accelerator="cpu", logger=False, enable_checkpointing=False,
-            callbacks=[CurriculumCallback(CosineCurriculum()), watch], enable_model_summary=False,
-            enable_progress_bar=False, **sharded_trainer_arguments({}),
+            callbacks=[CurriculumCallback(CosineCurriculum()), watch, *callbacks, point], enable_model_summary=False,
+            enable_progress_bar=False, **sharded_trainer_arguments(where),
         )  # fmt: skip
-        trainer.fit(module)
+        fit_from(trainer, module, folder / "last.ckpt" if resume else None, point)
     return {"losses": watch.losses, "gradients": watch.gradients, "images": watch.images[-1], "own": len(module.images)}
 
 
-def features_of(seed: int, n: int, dtype: torch.dtype) -> list[Tensor]:
-    """Return features of three layers, two of one width, with an offset."""
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(n, c, 2, 2, generator=generator, dtype=torch.float64) + 0.5).to(dtype) for c in (4, 6, 6)]
-
-
-def weights_of(n: int, dtype: torch.dtype) -> Tensor:
-    """Return labels of n images as columns."""
-    return torch.eye(CLASSES, dtype=dtype)[torch.arange(n) % CLASSES]
-
-
-def closed_form(method: Method, mode: RunningMode | None, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Return the matching loss of five images and its gradient, of which each process has seen its own rows."""
-    own = own_rows(CLASSES)
-    real = [Moments.of(x, weights_of(20, torch.float64)) for x in features_of(0, 20, torch.float64)]
-    layers = [x[own].contiguous(memory_format=torch.channels_last).requires_grad_() for x in features_of(1, 5, dtype)]
-    labels, passing = weights_of(5, dtype)[own], Passing(centred=False, owned=True)
-    seen = [observe(x, factored=False, passing=passing)[1].moments(labels) for x in layers]
-    merged: list[AnyMoments] = [*merge_over_ranks([dense(one) for one in seen])]
-    if mode is not None:
-        running = RunningMoments(mode)
-        running.update([Moments.of(x, weights_of(5, torch.float64)) for x in features_of(2, 5, torch.float64)])
-        merged = running.combine(merged)
-    value = MatchingLoss(method, real, 0.1).distances(merged).sum()
-    gradients = torch.autograd.grad(value, layers) if value.requires_grad else [torch.zeros_like(x) for x in layers]
-    return value.detach(), [all_rows(gradient, CLASSES) for gradient in gradients]
-
-
-LOSSES: dict[str, tuple[Method, RunningMode | None, torch.dtype]] = {
-    f"{kind.__name__}, {mode}, {dtype}": (kind(), mode, dtype)
-    for kind in METHODS
-    for mode in (None, "mean", "merge")
-    for dtype in (torch.float64, torch.float32)
-}
 CASES: dict[str, dict[str, Any]] = {
     "mean": {"dtype": torch.float64, "signal": "mean"},
     "class, chunks": {"dtype": torch.float64, "signal": "class", "chunk_size": 4},
     "soft, parts": {"dtype": torch.float64, "signal": "soft", "micro_batch": 1},
     "float32": {"dtype": torch.float32, "signal": "mean", "iterations": 2},
 }
+RESUMED: dict[str, dict[str, Any]] = {
+    "one chunk": {"dtype": torch.float64, "signal": "mean", "iterations": 20, "ipc": 2},
+    "chunks": {"dtype": torch.float64, "signal": "class", "chunk_size": 4, "iterations": 10, "ipc": 2},
+}
+"""Runs that are stopped and go on: 40 steps."""
 
 
 def main() -> None:
-    """Run every case and let the first process write what it has seen."""
-    output = Path(sys.argv[1])
+    """Run the cases and let the first process write what it has seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--stop", type=int, metavar="STEP", help="send SIGUSR1 to the last process")
+    parser.add_argument("--kill", type=int, nargs=2, metavar=("RANK", "STEP"), help="send SIGKILL to a process")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--devices", type=int, help="let Lightning start the processes")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    seen: dict[str, Any] = {name: run(output / name, **settings) for name, settings in CASES.items()}
-    seen |= {name: closed_form(*case) for name, case in LOSSES.items()}
+    how: dict[str, Any] = {"resume": given.resume, "devices": given.devices}
+    seen: dict[str, Any] = {}
+    for name in given.cases:
+        callbacks = [Send(given.kill[1], signal.SIGKILL, given.kill[0])] if given.kill else []
+        if given.stop is not None:
+            callbacks.append(Send(given.stop, signal.SIGUSR1, int(os.environ["WORLD_SIZE"]) - 1))
+        try:
+            settings = dict({**CASES, **RESUMED}[name])
+            seen[name] = run(
+                given.output / name, settings.pop("dtype"), settings.pop("signal"), *callbacks, **settings, **how
+            )
+        except Stopped as stop:
+            sys.stderr.write(f"{stop}\n")
+            if given.stop is None:
+                sys.exit(stop.status)
     if rank() == 0:
-        torch.save({**seen, "world size": world_size()}, output / f"{world_size()}.pt")
+        torch.save({**seen, "world size": world_size()}, given.output / f"{world_size()}.pt")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +93,15 @@ class TestScripts:
 
 
 class TestSlurm:
+    """The script alone; what `unidd fit` makes of SLURM is in test_slurm.py."""
+
     @pytest.fixture
     def cluster(self, tmp_path: Path) -> dict[str, str]:
-        """Stand-ins for SLURM's commands, and for a fit that ends with 143 at SIGTERM."""
+        """Stand-ins for SLURM's commands and for `unidd`, which says what it got and ends with a status."""
         commands = {
             "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-            "scontrol": f'if [ "$1" = show ]; then echo node1; echo node2; else echo "$@" >> {tmp_path}/requeued; fi',
-            "venv/bin/unidd": f'echo "$@" "$MASTER_ADDR" > {tmp_path}/arguments\n'
-            'trap "sleep 0.3; exit 143" TERM\ncase " $* " in *" bad "*) exit 2;; *" short "*) exit 0;; esac\n'
-            f"touch {tmp_path}/started\nwhile :; do sleep 0.05; done",
+            "scontrol": "echo node1; echo node2",
+            "venv/bin/unidd": f'echo "$@" "$MASTER_ADDR:$MASTER_PORT" > {tmp_path}/arguments\nexit "$STATUS"',
         }
         for name, body in commands.items():
             path = tmp_path / name
@@ -111,33 +109,28 @@ class TestSlurm:
             path.write_text(f"#!/bin/bash\n{body}\n")
             path.chmod(0o755)
         return {
-            **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"),
             "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-2]",
         }  # fmt: skip
 
-    def start(self, cluster: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["bash", str(DOCKER / "slurm.sbatch"), *arguments], env=cluster)
-
-    @pytest.mark.parametrize(("argument", "status"), [("short", 0), ("bad", 2)])
-    def test_a_job_that_ends_by_itself_is_not_queued_again(
-        self, argument: str, status: int, cluster: dict[str, str], tmp_path: Path
+    @pytest.mark.parametrize("status", [0, 2, 138])
+    def test_the_arguments_and_the_status_pass_through(
+        self, status: int, cluster: dict[str, str], tmp_path: Path
     ) -> None:
-        assert self.start(cluster, "--config", "a.yaml", argument).wait(30) == status
-        assert (tmp_path / "arguments").read_text().split() == [
-            "fit", "--config", "a.yaml", argument, "--ckpt_path", "last", "node1"
-        ]  # fmt: skip
-        assert not (tmp_path / "requeued").exists()
+        ended = shell("bash", DOCKER / "slurm.sbatch", "--config", "a b.yaml", STATUS=str(status), **cluster)
+        assert ended.returncode == status, ended.stderr
+        assert (tmp_path / "arguments").read_text() == "fit --config a b.yaml --ckpt_path last node1:20077\n"
+        assert "job 77, start 1, nodes node[1-2]" in ended.stdout
 
-    def test_a_job_that_is_stopped_writes_its_checkpoint_and_is_queued_again(
-        self, cluster: dict[str, str], tmp_path: Path
-    ) -> None:
-        job = self.start(cluster, "--config", "a.yaml")
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(30) == 143
-        assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    def test_it_asks_for_what_the_run_relies_on(self) -> None:
+        asked = dict(
+            line.removeprefix("#SBATCH --").partition("=")[::2]
+            for line in (DOCKER / "slurm.sbatch").read_text().splitlines()
+            if line.startswith("#SBATCH")
+        )
+        assert {"requeue", "ntasks-per-node", "gpus-per-task"} <= set(asked)
+        assert asked["signal"].startswith("USR1@")  # to the tasks, not to the script
+        assert asked["open-mode"] == "append"
 
 
 class TestKubernetes:

@@ -156,13 +156,13 @@ def test_what_a_running_command_sends_is_left_to_it(
 
 def test_a_refused_part_does_not_keep_the_rest(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal.begin(tmp_path / "outbox", Start(AWAY, "refused", "refused", {}))
-    for value in ("1", "2"):  # a param that changes
-        journal.append({"params": {"lr": value}})
+    journal.append({"params": {"lr": "1"}})
+    journal.append({"tag": ["../up", "1"]})
     journal.append({"metrics": [["loss", 0.5, 0, 1]]})
     journal.append({"end": ["FINISHED", 5]})
     journal.unlock()
     assert sync(tmp_path / "outbox", uri) == 1
-    assert "refuses a part of refused: params" in capsys.readouterr().out
+    assert "refuses a part of refused: tag" in capsys.readouterr().out
     (found,) = Store(uri).runs(Store(uri).experiment_id("refused") or "")
     assert (found.params, found.metrics) == ({"lr": "1"}, {"loss": 0.5})
 

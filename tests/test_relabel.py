@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from refusal import Refused
+from conftest import Refused
 
 from unidd_pl.baselines import real_images
 from unidd_pl.cli import main

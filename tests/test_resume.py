@@ -30,6 +30,7 @@ from unidd_pl.teachers import Teacher
 from unidd_pl.training import quiet_lightning
 
 STEPS = 16
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NEVER = 1000  # iterations between checkpoints: none on schedule
 SETTINGS: dict[str, Any] = {"ipc": 2, "iterations": 4, "chunk_size": 2, "lr": 0.1, "beta": 0.2}
 
@@ -125,11 +126,11 @@ def uninterrupted(real: RealSide, tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.fixture(autouse=True)
 def _handlers_stay() -> Iterator[None]:
     """Every test, whatever happens in it, has to leave the signal handlers as they were."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
+    after = [signal.getsignal(number) for number in SIGNALS]
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
     assert after == before
 
 
@@ -139,6 +140,7 @@ def _handlers_stay() -> Iterator[None]:
         pytest.param(0, signal.SIGINT, id="first-of-all"),
         pytest.param(2, signal.SIGINT, id="middle-of-chunk"),
         pytest.param(2, signal.SIGTERM, id="middle-of-chunk-SIGTERM"),
+        pytest.param(2, signal.SIGUSR1, id="middle-of-chunk-SIGUSR1"),
         pytest.param(3, signal.SIGINT, id="last-of-chunk"),
         pytest.param(4, signal.SIGTERM, id="first-of-chunk"),
         pytest.param(7, signal.SIGINT, id="last-of-round"),
@@ -230,7 +232,7 @@ def test_other_settings_go_on_too(settings: dict[str, Any], real: RealSide, tmp_
 
 @pytest.mark.parametrize(
     ("every", "crash_at", "resumed_at"),
-    [(5, 7, 5), (5, 13, 10), (4, 6, 4), (8, 9, 8), (3, 4, 3)],
+    [(5, 7, 5), (5, 13, 12), (4, 6, 4), (8, 9, 8), (3, 4, 4), (NEVER, 13, 12), (6, 15, 12)],
 )
 def test_a_crash_goes_back_to_the_last_checkpoint(
     every: int, crash_at: int, resumed_at: int, real: RealSide, uninterrupted: Run, tmp_path: Path
@@ -245,7 +247,7 @@ def test_a_crash_goes_back_to_the_last_checkpoint(
     assert second.chunks() == uninterrupted.chunks()
 
 
-def test_checkpoints_come_at_their_interval_and_only_then(real: RealSide, tmp_path: Path) -> None:
+def test_checkpoints_come_at_their_interval_and_at_the_end_of_a_chunk_only(real: RealSide, tmp_path: Path) -> None:
     seen: list[tuple[int, bool]] = []
     run = Run(real, tmp_path)
 
@@ -256,13 +258,15 @@ def test_checkpoints_come_at_their_interval_and_only_then(real: RealSide, tmp_pa
                 seen.append((trainer.global_step, state["distillation"]["step"]))
 
     run.fit(Look(), every=6)
-    assert seen == [(step, step // 6 * 6) for step in range(6, STEPS)]
+    written = (4, 6, 8, 12)  # every sixth, and every fourth, the last of a chunk
+    assert seen == [(step, max(one for one in written if one <= step)) for step in range(4, STEPS)]
+    assert torch.load(run.checkpoint, weights_only=True)["distillation"]["step"] == STEPS
 
 
 def test_a_checkpoint_holds_neither_teacher_nor_finished_chunks(real: RealSide, tmp_path: Path) -> None:
     Run(real, tmp_path).fit(every=5)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)  # plain types only
-    assert state["distillation"]["step"] == 15
+    assert state["distillation"]["step"] == STEPS
     assert set(state["state_dict"]) == {"images"}
     assert len(state["state_dict"]["images"]) == 1  # the third class alone
     assert state["distillation"]["made_from"]["teacher"] == real.teacher.fingerprint
@@ -370,7 +374,7 @@ def own_handler() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     yield received
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -379,17 +383,17 @@ def own_handler() -> Iterator[list[int]]:
 def test_handlers_are_taken_over_for_the_run_and_given_back(
     real: RealSide, tmp_path: Path, own_handler: list[int]
 ) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     during: list[Any] = []
     Run(real, tmp_path).fit(At(3, lambda: during.extend(map(signal.getsignal, before))))
-    assert len(during) == 2
+    assert len(during) == len(SIGNALS)
     assert all(handler not in before.values() for handler in during)
     assert {number: signal.getsignal(number) for number in before} == before
     send(signal.SIGINT)()
     assert own_handler == [signal.SIGINT]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_handlers_are_given_back_after_a_stop(
     number: signal.Signals, real: RealSide, tmp_path: Path, own_handler: list[int]
 ) -> None:

@@ -25,7 +25,6 @@ _MODULES = {
 """The file of each command, which has a function of its name."""
 
 EXIT_BAD_INPUT = 2
-EXIT_BY_SIGNAL = 128  # a shell's convention: 128 + number of the signal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _dispatch(arguments)
     except KeyboardInterrupt:
-        _end(EXIT_BY_SIGNAL + signal.SIGINT, "stopped")
+        _end(128 + signal.SIGINT, "stopped")  # a shell's convention
     except Stopped as stop:
-        _end(EXIT_BY_SIGNAL + stop.number, str(stop))
+        _end(stop.status, str(stop))
     except Exception as error:
         if os.environ.get("UNIDD_DEBUG") == "1":
             raise

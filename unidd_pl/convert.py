@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unidd_pl.console import say, stopped_by_sigterm
+import signal
+
+from unidd_pl.console import say, stopped_by
 from unidd_pl.data import ImageFolderData
 from unidd_pl.data.conversion import BetonManifest, load_beton, manifest_path, write_beton
 from unidd_pl.data.images import ImageFiles
@@ -35,7 +37,7 @@ def convert(
     splits: tuple[Split, ...] = ("train", "test") if data.has_test else ("train",)
     listed = {split: data.list_split(split) for split in splits}  # other classes in one show before the work
     check_writable(data.betons)
-    with stopped_by_sigterm("stopped; nothing half-written is left"):
+    with stopped_by(signal.SIGTERM, "stopped; nothing half-written is left"):
         return {
             split: _converted(data, split, files, max_side, skip_unreadable, overwrite)
             for split, files in listed.items()

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from unidd_pl.augmentation import random_shared_view
-from unidd_pl.distributed import all_rows, own_rows, rank
-from unidd_pl.layout import lay_out
+from unidd_pl.distributed import all_rows
 from unidd_pl.objective import ChunkObjective
+from unidd_pl.ranks import own_rows, rank
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, check_step, digest_of, take_adam
 from unidd_pl.seeding import generator_for
-from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal, reading_is_free
+from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal
 from unidd_pl.starts import Start, StartName, chosen_start
-from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip_
+from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip
 from unidd_pl.training import Iterations, is_logged_step
 
 
@@ -186,8 +186,8 @@ class DistillationModule(L.LightningModule):
         return Iterations(self.schedule.steps_per_round)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the device of the images, laid out as is fast there."""
-        lay_out(self.real.teacher.network, self.device)
+        """Bring the teacher to the device of the images."""
+        self.real.teacher.network.to(self.device)
 
     # ---- one iteration ----
 
@@ -209,11 +209,9 @@ class DistillationModule(L.LightningModule):
         own = self._own_classes(position)
         labels = torch.arange(own.start, own.stop, device=self.device)
         chunk = len(self.schedule.classes(position.chunk_index))
-        logged = is_logged_step(self.trainer)
-        check = logged or reading_is_free(self.device) or position.iteration in (0, self.iterations - 1)
-        loss = self.objective(self.images, labels, self.augment, columns, position, chunk, check=check)
+        loss = self.objective(self.images, labels, self.augment, columns, position, chunk)
         self._chunk_moments = loss.moments
-        if logged:
+        if is_logged_step(self.trainer):
             self.log("loss/total", loss.total.detach(), prog_bar=True)
             self.log_dict(loss.figures(self.real.statistics.layers, self.method.term_names))
         return loss.total
@@ -231,7 +229,8 @@ class DistillationModule(L.LightningModule):
         there: a checkpoint would hold images that are not clipped yet.
         """
         super().optimizer_step(*args, **kwargs)
-        clip_(self.images, self.spec)
+        with torch.no_grad():
+            self.images.copy_(clip(self.images, self.spec))
         position = self.position
         self.step += 1
         if position.iteration == self.iterations - 1:
@@ -304,9 +303,9 @@ class DistillationModule(L.LightningModule):
         count = len(self.schedule.classes(self.schedule.at(max(0, self.step - 1)).chunk_index))
         state["images"] = change(state["images"], count)
         for adam in checkpoint.get("optimizer_states", []):
-            for one in adam["state"].values():
+            for key, one in adam["state"].items():  # these are the optimiser's own: they are replaced, not changed
                 rows = {name: value for name, value in one.items() if tuple(getattr(value, "shape", ())) == shape}
-                one.update({name: change(value, count) for name, value in rows.items()})
+                adam["state"][key] = {**one, **{name: change(value, count) for name, value in rows.items()}}
 
     def _begin_chunk(self, position: Position) -> None:
         classes = self._own_classes(position)
@@ -314,5 +313,4 @@ class DistillationModule(L.LightningModule):
         self.images.data = start.to(self.images)
 
     def _use_chunk_shape(self, position: Position) -> None:
-        classes = self.schedule.classes(position.chunk_index)
-        self.images.data = torch.zeros(len(classes), *self.spec.image_shape)
+        self.images.data = torch.zeros(len(self.schedule.classes(position.chunk_index)), *self.spec.image_shape)

@@ -1,4 +1,4 @@
-"""A chunk over several processes: which rows each owns, and the one collective that joins what they see.
+"""A chunk over several processes: the one collective that joins what they see.
 
 Every process (rank) holds its own rows of the chunk and nothing of the others'. A step exchanges moments only, so that
 neither images nor their gradients travel, and how much is sent depends on the layers alone.
@@ -15,33 +15,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from unidd_pl.ranks import own_rows, world_size
 from unidd_pl.spectral import Moments
 
 
-def world_size() -> int:
-    """Return the number of processes that share a chunk; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Return the number of this process, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def own_rows(count: int) -> slice:
-    """Return the rows of a chunk that this process owns: blocks in order, the first ones larger by one row at most.
-
-    Where there are more processes than rows, the last ones own none.
-
-    Args:
-        count: Rows of the whole chunk.
-    """
-    size, larger = divmod(count, world_size())
-    first = rank() * size + min(rank(), larger)
-    return slice(first, first + size + (rank() < larger))
-
-
-class _Sum(torch.autograd.Function):
+class _SumWithLocalGradient(torch.autograd.Function):
     """Sum over ranks whose backward passes the gradient of the sum to the local term, as is.
 
     Each rank holds the whole loss as a function of its own rows, and the sum depends on the local term with the
@@ -59,11 +37,11 @@ class _Sum(torch.autograd.Function):
         return gradients[0]
 
 
-def sum_over_ranks(local: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks; the gradient flows to the local term."""
+def sum_with_local_gradient(local: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks; the gradient of the sum flows to the local term, as it is."""
     if world_size() == 1:
         return local
-    total: Tensor = _Sum.apply(local)
+    total: Tensor = _SumWithLocalGradient.apply(local)
     return total
 
 
@@ -102,7 +80,7 @@ def _summed_together(layers: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]
     """Return the sums over ranks of the tensors of all layers, sent as one block."""
     flat = torch.cat([tensor.reshape(-1) for tensors in layers for tensor in tensors])
     sizes = [tensor.numel() for tensors in layers for tensor in tensors]
-    blocks = iter(torch.split(sum_over_ranks(flat), sizes))
+    blocks = iter(torch.split(sum_with_local_gradient(flat), sizes))
     return [[next(blocks).view(tensor.shape) for tensor in tensors] for tensors in layers]
 
 

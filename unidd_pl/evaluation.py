@@ -19,11 +19,12 @@ from torch.utils.data import BatchSampler, RandomSampler
 from unidd_pl.augmentation import random_flip, random_resized_crop
 from unidd_pl.data.holdout import SomeImages
 from unidd_pl.data.images import LabelledImages
-from unidd_pl.joint_batch import check_ranks, joint_shares, rows_of_rank, same_buffers, with_joint_batchnorm
+from unidd_pl.joint_batch import check_ranks, joint_shares, same_buffers, with_joint_batchnorm
 from unidd_pl.labels import OnlineLabels, SoftLabels, distillation_loss
 from unidd_pl.mixing import cutmix, shuffle_patches
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.ranks import rows_of_rank
 from unidd_pl.scores import StudentScore
 from unidd_pl.seeding import generator_for, seed_for
 from unidd_pl.siamese_augmentation import siamese_augment

@@ -30,7 +30,7 @@ from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
-from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, sole_run
+from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, requeued, sole_run
 from unidd_pl.run_checks import (
     callbacks_of,
     check_curriculum,
@@ -41,6 +41,7 @@ from unidd_pl.run_checks import (
 )
 from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
+from unidd_pl.standing import STANDING_FILE, is_finished, recorded
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
@@ -127,7 +128,7 @@ class DistillationRun:
         """Distil; return the file of the distilled set."""
         checkpoint = self._checkpoint()
         self._check_before_work(checkpoint)
-        with sole_run(self.output, self.cache):
+        with requeued(self.output / CHECKPOINT_FILE), sole_run(self.output, self.cache):
             self._check_replaceable(checkpoint)  # again: another run may have ended in between
             return self._fit(checkpoint)
 
@@ -137,10 +138,17 @@ class DistillationRun:
             statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
+        if self.checkpoint == "last" and is_finished(self.output, DISTILLED_FILE):
+            self._distil(StageRun(), checkpoint, [])  # which has nothing to do, and refuses another config
+            say(f"{self.output / DISTILLED_FILE} is finished: nothing is left to do")
+            return self.output / DISTILLED_FILE
         if is_first() and checkpoint is None:
             self._clear_output()
         tags = self._tags(teacher, statistics)
-        with self.tracking.run("distillation", self.output.name, tags, self.config, parent=self.parent) as run:
+        with recorded(
+            self.tracking, self.output, tags, self.config, self.parent, going_on=self.checkpoint is not None,
+            complete=lambda: self.module.position.round_index == self.module.ipc,
+        ) as run:  # fmt: skip
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
             gauges = Gauges()
             pictures = RoundPictures(store, run, self.output / ROUNDS_FOLDER)
@@ -285,7 +293,15 @@ class DistillationRun:
         """Remove what an earlier run left: a part of it must not pass for a part of this one."""
         shutil.rmtree(self.output / CHUNK_FOLDER, ignore_errors=True)
         shutil.rmtree(self.output / ROUNDS_FOLDER, ignore_errors=True)
-        for name in (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE):
+        for name in (
+            CHECKPOINT_FILE,
+            DISTILLED_FILE,
+            RUN_FILE,
+            PICTURE_FILE,
+            COVERAGE_FIGURE,
+            COVERAGE_FILE,
+            STANDING_FILE,
+        ):
             (self.output / name).unlink(missing_ok=True)
 
     # ---- records ----

@@ -18,11 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def rows_of_rank(count: int, rank: int, ranks: int) -> slice:
-    """Return which of `count` rows a rank holds: consecutive ones, numbers that differ by one at most, no padding."""
-    return slice(count * rank // ranks, count * (rank + 1) // ranks)
-
-
 def check_ranks(batches: Sequence[int], ranks: int) -> None:
     """Refuse a batch with fewer images than ranks.
 
@@ -36,13 +31,13 @@ def check_ranks(batches: Sequence[int], ranks: int) -> None:
         )
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
+def sum_with_summed_gradient(values: Tensor) -> Tensor:
     """Return the sum over all ranks; the gradient is summed over the ranks too."""
-    summed: Tensor = _SumOverRanks.apply(values)
+    summed: Tensor = _SumWithSummedGradient.apply(values)
     return summed
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _SumWithSummedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         joint = values.clone(memory_format=torch.contiguous_format)
@@ -70,11 +65,11 @@ class JointBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (inputs.dim() - 2)
         values = inputs if inputs.dtype == torch.float64 else inputs.float()
         local = torch.cat([values.sum(dims), values.new_tensor([values.numel() / values.shape[1]])])
-        joint = sum_over_ranks(local)
+        joint = sum_with_summed_gradient(local)
         count = joint[-1]
         mean = joint[:-1] / count
         centred = values - mean.view(shape)
-        variance = sum_over_ranks(centred.square().sum(dims)) / count
+        variance = sum_with_summed_gradient(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach(), float(count))
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:

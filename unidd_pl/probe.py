@@ -16,17 +16,18 @@ from unidd_pl.curriculum import expect_distillation
 from unidd_pl.data.holdout import SomeImages
 from unidd_pl.data.images import LabelledImages, TensorImages
 from unidd_pl.distillation import DistillationModule
-from unidd_pl.distributed import largest_over_ranks, rank
+from unidd_pl.distributed import largest_over_ranks
 from unidd_pl.evaluation import TrainingSet
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
+from unidd_pl.ranks import rank
 from unidd_pl.resume import ResumePoint, ended_by_ctrl_c
 from unidd_pl.scores import Figure, mean_and_std
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.stopping import reason_to_stop
 from unidd_pl.student_pool import StudentJob, StudentSettings
 
-_IN_MEMORY = 2**30  # bytes of held-out images that are decoded once a probe; more are read anew for each score
+_IN_MEMORY = 2**30  # bytes of held-out images that are decoded once; more are read anew for each score
 _GO_ON, _STOP, _FAILED = range(3)
 
 

@@ -21,7 +21,7 @@ from multiprocessing.queues import Queue
 import torch
 
 from unidd_pl.allocator import keep_large_blocks
-from unidd_pl.console import stopped_by_sigterm
+from unidd_pl.console import stopped_by
 from unidd_pl.scores import StudentScore
 from unidd_pl.student_pool import StudentJob, StudentSettings, end_with_parent
 
@@ -52,7 +52,7 @@ def train_over_ranks(
         context.Process(target=_serve, args=(rank, ranks, port, settings, places[rank], results), daemon=True)
         for rank in range(ranks)
     ]
-    with stopped_by_sigterm("stopped; the results hold the students so far"), _started(processes):
+    with stopped_by(signal.SIGTERM, "stopped; the results hold the students so far"), _started(processes):
         for position, job in enumerate(jobs):
             for place in places:
                 place.put(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unidd_pl.comparison import environment
-from unidd_pl.console import say, stopped_by_sigterm
+from unidd_pl.console import say, stopped_by
 from unidd_pl.data.module import ImageData
 from unidd_pl.ensembles import labelling_teacher
 from unidd_pl.exchange import SetDescription, read_set
@@ -125,7 +126,7 @@ class Relabelling:
             check_labels([self.set], teacher, device)
         network = teacher.network.to(device).to(memory_format=torch.channels_last)
         with (
-            stopped_by_sigterm(f"stopped; {self.output} is as it was"),
+            stopped_by(signal.SIGTERM, f"stopped; {self.output} is as it was"),
             tqdm(total=self.views.epochs, desc="Labelling", unit="epoch") as bar,
         ):
 

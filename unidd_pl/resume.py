@@ -1,4 +1,4 @@
-"""Stopping and going on: checkpoints at intervals, and one at Ctrl-C or SIGTERM."""
+"""Stopping and going on: checkpoints at intervals, and one at Ctrl-C, SIGTERM or SIGUSR1."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.distributed import DistError
 
-from unidd_pl.console import Stopped
+from unidd_pl.cluster import requeue_from
+from unidd_pl.console import ProcessLost, Stopped, say, stopped_by
+from unidd_pl.distillation import DistillationModule
 from unidd_pl.distributed import largest_over_ranks
 from unidd_pl.files import atomic_write, only_writer, remove_temporary
+from unidd_pl.sharding import is_first
 from unidd_pl.untrusted import read_torch
 
 _ABANDONED = 3600.0  # seconds after which a temporary file in the cache is no one's
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Stopped):
@@ -41,7 +44,7 @@ class Interrupted(Stopped):
 
 
 class ResumePoint(L.Callback):
-    """Writes the checkpoint that ``--ckpt_path`` continues from.
+    """Writes the checkpoint that ``--ckpt_path`` continues from: at intervals, and at the end of each chunk.
 
     A signal only raises a flag; the checkpoint is written when the step in hand is complete, so that it never
     holds half of one. A second signal finds the handlers of before: a second Ctrl-C does not wait.
@@ -83,7 +86,7 @@ class ResumePoint(L.Callback):
         # Lightning takes a checkpoint from here for one in the middle of an epoch, also after its last batch, and
         # would then count that epoch twice in the second resume. There the epoch's end is the place to save.
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_or_stop(trainer)
+            self._save_or_stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do the same after the last batch of an epoch.
@@ -91,7 +94,7 @@ class ResumePoint(L.Callback):
         Raises:
             Interrupted: After a signal.
         """
-        self._save_or_stop(trainer)
+        self._save_or_stop(trainer, pl_module)
 
     def on_train_end(self, *_: Any) -> None:
         """Give the signals back."""
@@ -101,22 +104,27 @@ class ResumePoint(L.Callback):
         """Give the signals back."""
         self._restore()
 
-    def _save_or_stop(self, trainer: L.Trainer) -> None:
+    def _save_or_stop(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # A signal that reaches one process stops all of them, after the same step.
         received = largest_over_ranks(self._received or 0, trainer.strategy.root_device)
         if received:
             place = self.place()
             self._save(trainer)
             raise Interrupted(received, self.path, place)
-        if trainer.should_stop or trainer.global_step % self.every_n_iterations == 0:  # a callback may end a run
+        # A finished chunk is never made again; that of a kill between its file and the checkpoint is, and is the same.
+        finished = isinstance(module, DistillationModule) and module.position.iteration == 0
+        ended = trainer.should_stop  # by a callback
+        if finished or ended or trainer.global_step % self.every_n_iterations == 0:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            with atomic_write(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:
             trainer.save_checkpoint(self.path)  # gives its rows; the first process writes
-            return
-        with atomic_write(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+        # A launcher ends all processes when one has ended: none may before the file is in its place.
+        trainer.strategy.barrier()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = number
@@ -164,7 +172,7 @@ def sole_run(output: Path, cache: Path) -> Iterator[None]:
     Raises:
         ValueError: If another run writes to the output folder.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0:  # the first of several processes holds the folder for all
+    if not is_first():  # the first of several processes holds the folder for all
         yield
         return
     with only_writer(output):
@@ -175,15 +183,40 @@ def sole_run(output: Path, cache: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def requeued(checkpoint: Path) -> Iterator[None]:
+    """Let SIGUSR1, by which SLURM announces the end of a job's time, stop the block, and queue the job again.
+
+    It is queued again only where there is a checkpoint: a job that got no further would be queued for ever.
+
+    Args:
+        checkpoint: What a run leaves to go on from.
+    """
+    outside = "stopped by SIGUSR1 outside of the iterations: the same command and --ckpt_path last goes on"
+    try:
+        with stopped_by(signal.SIGUSR1, outside):
+            yield
+    except Stopped as stop:
+        if stop.number == signal.SIGUSR1 and checkpoint.is_file():
+            told = requeue_from(first=is_first())
+            if told:
+                say(told)
+        raise
+
+
 def fit_from(trainer: L.Trainer, module: L.LightningModule, checkpoint: Path | None, point: ResumePoint) -> None:
     """Run a Trainer, from a checkpoint where one is given.
 
     Raises:
         ValueError: If the checkpoint is one by its form, and its contents cannot be taken up.
+        ProcessLost: If another of the processes that share the run has ended.
     """
     try:
         trainer.fit(module, ckpt_path=checkpoint)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError, NotImplementedError) as error:
+        # Gloo's errors have no type of their own.
+        if trainer.world_size > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
+            raise ProcessLost("another of the processes that share the run has ended", error) from error
         if checkpoint is None or point.started:
             raise
         raise ValueError(

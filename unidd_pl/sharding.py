@@ -6,15 +6,27 @@ Legend: W processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import lightning as L
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import DistError
 
+from unidd_pl.cluster import launched_processes, meeting_store, slurm_plugins
+from unidd_pl.console import EXIT_LOST, ProcessLost
+
+GRACE = 30.0  # seconds for a process to end by itself after another was lost, with its checkpoint and records in order
+_LOOK_EVERY = 1.0  # seconds between two looks whether all processes live
+_PARENT = "UNIDD_FIRST_PROCESS"  # environment variable: the process that started this one
 _LONGEST_STAGE = timedelta(days=14)  # the training of a teacher, while the others wait
 
 
@@ -27,23 +39,72 @@ class ShardedStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Wrap nothing and send nothing."""
 
+    def _configure_launcher(self) -> None:
+        if self.cluster_environment is not None:
+            self._launcher = WatchfulLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class WatchfulLauncher(_SubprocessScriptLauncher):
+    """Starts the processes of this machine as Lightning does; where one is lost, the others end, and say why.
+
+    Lightning's own watch kills the first process within seconds of another's end, in the middle of a checkpoint or of
+    a message, and does not notice the loss of the first. A failed exchange tells most processes by itself; the watch
+    is for those that hang, before the first exchange or in one of NCCL's.
+    """
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        """Start the processes, call the function in each, and watch until it is done."""
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        done = threading.Event()
+        if not environment.creates_processes_externally:
+            os.environ[_PARENT] = str(os.getpid())
+            self._call_children_scripts()
+            _end_if_lost(self._lost_child, done, self.kill)
+        elif _PARENT in os.environ:
+            parent = int(os.environ[_PARENT])
+            _end_if_lost(lambda: "" if os.getppid() == parent else "the first process", done)
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        result = function(*args, **kwargs)
+        done.set()
+        return result
+
+    def _lost_child(self) -> str:
+        """Return which process has ended and was not done, "" where there is none."""
+        for number, process in enumerate(self.procs, start=1):
+            if process.poll():
+                return f"process {number} ({process.pid}, status {process.returncode})"
+        return ""
+
+
+def _end_if_lost(
+    lost: Callable[[], str], done: threading.Event, end_others: Callable[[int], None] | None = None
+) -> None:
+    """End this process some time after another was lost, unless it is done or has ended by itself by then."""
+
+    def watch() -> None:
+        while not (which := lost()):
+            if done.wait(_LOOK_EVERY):
+                return
+        if done.wait(GRACE):
+            return
+        sys.stderr.write(f"unidd: {ProcessLost(f'{which} has ended')}\n")
+        sys.stderr.flush()
+        if end_others is not None:
+            end_others(signal.SIGKILL)
+        os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, daemon=True, name="watch over processes").start()
+
 
 def is_first() -> bool:
     """Return whether this is the process that writes and speaks, before there is a process group too."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
-def launched_processes() -> tuple[int, int] | None:
-    """Return processes a machine and machines where torchrun has started this one; else None."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    return here, everywhere // here
-
-
 @contextmanager
 def first_alone(stage: str) -> Iterator[None]:
-    """Let the first of the processes that torchrun has started do a block before the others, which find it done.
+    """Let the first of the processes that a launcher has started do a block before the others, which find it done.
 
     Processes that Lightning starts itself come later than the block anyway.
 
@@ -54,9 +115,12 @@ def first_alone(stage: str) -> Iterator[None]:
     if processes is None or processes[0] * processes[1] == 1:
         yield
         return
-    store, _, _ = next(iter(rendezvous("env://", timeout=_LONGEST_STAGE)))
+    store = meeting_store(_LONGEST_STAGE)
     if not is_first():
-        store.wait([stage], _LONGEST_STAGE)
+        try:
+            store.wait([stage], _LONGEST_STAGE)
+        except DistError as error:
+            raise ProcessLost(f"the first process has ended in the stage {stage}", error) from error
     yield
     if is_first():
         store.set(stage, "done")
@@ -76,7 +140,7 @@ def sharded_trainer_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if launched is not None:
         if devices not in ("auto", launched[0], str(launched[0])):
             raise ValueError(
-                f"got trainer.devices {devices}, but torchrun has started {launched[0]} processes: leave it out"
+                f"got trainer.devices {devices}, but torchrun or srun has started {launched[0]} processes: leave it out"
             )
         devices, nodes = launched
     try:
@@ -85,10 +149,12 @@ def sharded_trainer_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         count = 0
     if count < 1:
         raise ValueError(f"got trainer.devices {devices}, expected how many processes share a chunk, for example 2")
+    plugins = {} if arguments.get("plugins") else {"plugins": slurm_plugins()}
     if count * nodes == 1:
-        return {"devices": 1}
+        return {"devices": 1, **plugins}
     if arguments.get("strategy") not in (None, "auto"):
         raise ValueError(
             f"got trainer.strategy {arguments['strategy']}: processes that share a chunk bring their own; leave it out"
         )
-    return {"devices": count, "num_nodes": nodes, "strategy": ShardedStrategy(), "use_distributed_sampler": False}
+    strategy = {"strategy": ShardedStrategy(), "use_distributed_sampler": False}
+    return {"devices": count, "num_nodes": nodes, **strategy, **plugins}

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from unidd_pl.allocator import keep_large_blocks
-from unidd_pl.console import stopped_by_sigterm
+from unidd_pl.console import stopped_by
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.evaluation import TrainingSet, train_student
 from unidd_pl.protocols import Protocol
@@ -128,7 +128,7 @@ def train_students(
     running: dict[Future[StudentScore], int] = {}
     try:
         with (
-            stopped_by_sigterm("stopped; the results hold the students so far"),
+            stopped_by(signal.SIGTERM, "stopped; the results hold the students so far"),
             tqdm(total=count, desc="Students", unit="student") as bar,
         ):
             while True:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from unidd_pl.cluster import slurm_plugins
 from unidd_pl.console import Stopped
 from unidd_pl.progress import RunProgressBar
 
@@ -85,6 +86,7 @@ def train(
             enable_progress_bar=label is not None,
             enable_checkpointing=False,
             enable_model_summary=False,
+            plugins=[*slurm_plugins()],
         )
         try:
             trainer.fit(module)

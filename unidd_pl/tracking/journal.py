@@ -6,7 +6,8 @@ store already has, ``lock``, held by the process that sends. Entries are diction
     {"start": {uri, experiment, name, tags, parent, unless, time}}    the first one
     {"metrics": [[key, value, step, time], …]}    {"params": {key: value}}    {"tag": [key, value]}
     {"artifact": [path in the folder, folder in the store]}    {"input": {name, digest, source, context}}
-    {"end": [status, time]}    the last one
+    {"end": [status, time]}    the last one, unless the run goes on:
+    {"reopen": time}           it is running again
 
 Times are milliseconds since 1970. What is sent twice, after a crash between sending and noting it, is the same in
 the store: MLflow keeps equal metrics and params once.
@@ -73,12 +74,36 @@ class Journal:
         self._locked: int | None = None
 
     @classmethod
-    def begin(cls, outbox: Path, start: Start) -> Journal:
-        """Create the journal of a new run in an outbox; this process holds its lock from the beginning."""
+    def begin(cls, outbox: Path, start: Start, key: str | None = None) -> Journal:
+        """Create the journal of a run in an outbox, or go on with one; this process holds its lock from the beginning.
+
+        Args:
+            outbox: The outbox.
+            start: What the run is created with, where it is not there any more.
+            key: Name of the journal to go on with; None for a new run. One that was sent and removed is begun anew
+                under its name, by which the store finds the run.
+        """
+        if key is not None and (journal := cls._reopened(outbox / key, start)):
+            return journal
         journal = cls(outbox / f"{start.time}-{uuid4().hex[:12]}")
         journal.folder.mkdir(parents=True)
         journal.lock()
         journal.append({"start": vars(start)})
+        return journal
+
+    @classmethod
+    def _reopened(cls, folder: Path, start: Start) -> Journal | None:
+        """Return the journal of a run that goes on; None where another process holds it, or it is for another store."""
+        journal = cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not journal.lock():
+            return None
+        if not (folder / _JOURNAL).exists():
+            journal.append({"start": vars(start)})
+        elif (journal.start.uri, journal.start.experiment) != (start.uri, start.experiment):
+            journal.unlock()
+            return None
+        journal.append({"reopen": now()})
         return journal
 
     @classmethod

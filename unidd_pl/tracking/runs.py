@@ -70,6 +70,7 @@ class Tracking:
         *,
         parent: Mapping[str, str] | None = None,
         unless: Mapping[str, str] | None = None,
+        key: str | None = None,
     ) -> Iterator[StageRun]:
         """Record what happens inside the `with` block as one MLflow run.
 
@@ -83,6 +84,7 @@ class Tracking:
             config: The resolved config as YAML; becomes the artifact config.yaml and the params of the run.
             parent: Tags of the run to nest this one under, the latest that has them; none where there is none.
             unless: Tags of a run; where the experiment has one with them, this one is not recorded.
+            key: `StageRun.key` of a run to go on with, which becomes RUNNING again; one that is gone starts anew.
 
         Yields:
             The run.
@@ -90,7 +92,7 @@ class Tracking:
         Raises:
             ValueError: If a store on this machine cannot be used or the config is no YAML mapping.
         """
-        run = self._start(stage, name, dict(tags or {}), config, parent, unless)
+        run = self._start(stage, name, dict(tags or {}), config, parent, unless, key)
         try:
             if config is not None:
                 run.params(flatten(yaml.safe_load(config)))
@@ -138,6 +140,7 @@ class Tracking:
         config: str | None,
         parent: Mapping[str, str] | None,
         unless: Mapping[str, str] | None,
+        key: str | None,
     ) -> StageRun:
         if not self.enabled:
             return StageRun()
@@ -156,7 +159,7 @@ class Tracking:
         if is_local(self.uri):
             self._check_store()
         try:
-            journal = Journal.begin(self.outbox, start)
+            journal = Journal.begin(self.outbox, start, key)
         except OSError as error:
             raise ValueError(
                 f"cannot write records to {self.outbox} ({error}): give --tracking.outbox FOLDER"
@@ -211,9 +214,14 @@ class StageRun:
         return None if self._sender is None else self._sender.run_id
 
     @property
+    def key(self) -> str | None:
+        """What `Tracking.run(key=…)` goes on with this run by; None where nothing is recorded."""
+        return None if self._journal is None else self._journal.folder.name
+
+    @property
     def key_tags(self) -> dict[str, str] | None:
         """Tags by which the store finds this run, for `Tracking.run(parent=…)`."""
-        return None if self._journal is None else {KEY_TAG: self._journal.folder.name}
+        return None if self.key is None else {KEY_TAG: self.key}
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record scalars."""

@@ -62,9 +62,10 @@ class Sender:
             self._check_parent()
             self.run_id = self.open_store().create(self.journal.start, self.journal.folder.name)
             self._superfluous = self.run_id is None
-        elif kind == "end":
-            self.ended = True
-        if kind == "start" or self.run_id is None:
+        elif kind == "reopen" and self.run_id is not None and not self.open_store().reopen(self.run_id):
+            self.run_id = self.open_store().create(self.journal.start, self.journal.folder.name)  # it was deleted
+        self.ended = kind == "end"  # and not, where the run was reopened
+        if kind in ("start", "reopen") or self.run_id is None:
             return
         try:
             self._record(self.open_store(), self.run_id, kind, content, entries)

@@ -107,10 +107,11 @@ class Store:
             self._client.log_batch(run_id, metrics=metrics[first : first + _MAX_BATCH_METRICS])
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Record settings; a name that has another value already is refused."""
+        """Record settings; the first value of a name stays: MLflow refuses another, as of a run that goes on."""
         from mlflow.entities import Param  # noqa: PLC0415  loaded by the client already
 
-        entries = [Param(key, value) for key, value in params.items()]
+        known = self._client.get_run(run_id).data.params
+        entries = [Param(key, value) for key, value in params.items() if key not in known]
         for first in range(0, len(entries), _MAX_BATCH_PARAMS):
             self._client.log_batch(run_id, params=entries[first : first + _MAX_BATCH_PARAMS])
 
@@ -130,6 +131,16 @@ class Store:
         dataset = Dataset(name=name, digest=digest[:_MAX_DIGEST], source_type="local", source=source)
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def reopen(self, run_id: str) -> bool:
+        """Say that a run which had ended, or was killed, is running again; return whether it is still there."""
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return False
+        return True
 
     def end(self, run_id: str, status: str, time: int) -> None:
         """End a run."""
@@ -206,7 +217,9 @@ def is_local(uri: str) -> bool:
 
 def is_refusal(error: Exception) -> bool:
     """Return whether a store will refuse the same call again, however often it is made."""
-    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")
+    return getattr(error, "error_code", "") in (
+        "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
+    )  # fmt: skip
 
 
 def sqlite_path(uri: str) -> Path | None:
