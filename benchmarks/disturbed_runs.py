@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import unidd_pl.fit  # noqa: F401  which the command line imports late
@@ -99,6 +100,19 @@ class Bench:
             return "other images"
         left = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".lock"))]
         return f"left {left}" if left else ""
+
+
+def ranks_of(output: Path) -> dict[int, int]:
+    """Return the processes that share a run, which the command line names, by their number on this machine."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes().split(b"\0")
+            ranks = [one.removeprefix(b"LOCAL_RANK=") for one in environment if one.startswith(b"LOCAL_RANK=")]
+            if str(output).encode() in command and b"torch.distributed.run" not in command:
+                found[int(ranks[0]) if ranks else 0] = int(process.name)
+    return found
 
 
 def wait(child: int) -> int:

@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from disturbed_runs import PATIENCE, Bench, contents, wait
+from disturbed_runs import PATIENCE, Bench, contents, ranks_of, wait
 
 from unidd_pl import files
 from unidd_pl.distillation import DistillationModule
 
 BAD_INPUT = 2  # exit status of the command line
 KILLED = -signal.SIGKILL
+MINUTE = 60.0  # seconds for a process to end after the one that it shares a run with
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 Row = dict[str, object]
 
@@ -162,6 +164,40 @@ def two_in_one_folder(bench: Bench) -> str:
     return "" if contents(output) == bench.expected else "other images"
 
 
+def killed_process_of_two(*launcher: str) -> Callable[[Bench], str]:
+    """Kill one of two processes that share a run; the other has to end within a minute, with a message."""
+    more = ("--trainer.accelerator=cpu", *(() if launcher else ("--trainer.devices=2",)))
+
+    def start(bench: Bench, output: Path, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *launcher, "-m", "unidd_pl.cli", *bench.arguments(output, *more, *options)]
+        with bench.log(output).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def fault(bench: Bench) -> str:
+        undisturbed, output = bench.work / f"two{len(launcher)}", bench.new()
+        if not undisturbed.exists() and start(bench, undisturbed).wait(PATIENCE):
+            return f"the undisturbed run failed: {bench.last_words(undisturbed)}"
+        first, ranks = start(bench, output), dict[int, int]()
+        while first.poll() is None and not (len(ranks) == 2 and (output / "last.ckpt").exists()):
+            ranks = ranks_of(output)
+        if first.poll() is not None:
+            return f"it ended before it could be killed: {bench.last_words(output)}"
+        os.kill(ranks[bench.draw.randrange(2)], signal.SIGKILL)
+        deadline = time.monotonic() + MINUTE
+        while (ranks_of(output) or first.poll() is None) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if ranks_of(output) or first.poll() is None:
+            return "the other process goes on"
+        said = bench.log(output).read_text()
+        if not any(one in said for one in ("another of the processes that share the run has ended", "(SIGKILL)")):
+            return f"no message: {said[-300:]}"
+        if start(bench, output, "--ckpt_path", "last").wait(PATIENCE):
+            return f"it does not go on: {bench.last_words(output)}"
+        return "" if contents(output) == contents(undisturbed) else "other images"
+
+    return fault
+
+
 FAULTS: list[tuple[str, int, Callable[[Bench], str], str]] = [
     ("kill −9 at a random moment", 10, killed_at_random, ""),
     ("kill −9 at the start of a round", 2, killed_at_a_round, ""),
@@ -169,6 +205,8 @@ FAULTS: list[tuple[str, int, Callable[[Bench], str], str]] = [
     ("kill −9 in the write of a chunk", 2, killed_in_a_write(".safetensors", "chunks"), ""),
     ("kill −9 in the export of the set", 2, killed_in_a_write(".safetensors", "."), ""),
     ("kill −9 in the write of its picture", 1, killed_in_a_write(".png", "."), ""),
+    ("kill −9 of one of two processes (--trainer.devices 2)", 4, killed_process_of_two(), ""),
+    ("kill −9 of one of two processes (torchrun)", 4, killed_process_of_two(*TORCHRUN), ""),
     ("SIGTERM at a random moment", 3, stopped_by_sigterm, ""),
     ("disk full", 4, disk_full, "root"),
     ("read-only output", 1, read_only, "root"),
@@ -195,13 +233,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Disturb runs, go on, compare.")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; must not exist")
     parser.add_argument("--scale", type=float, default=1, help="factor on the number of tries")
+    parser.add_argument("--only", default="", help="faults whose name has this in it")
     parser.add_argument("--output", type=Path, help="table, without its suffix")
     given = parser.parse_args()
     given.work.mkdir(parents=True)
     bench = Bench(given.work.absolute())
     print(f"an undisturbed run: {bench.seconds:.1f} s", flush=True)
     rows: list[Row] = []
-    for name, times, fault, need in FAULTS:
+    for name, times, fault, need in [one for one in FAULTS if given.only in one[0]]:
         if missing(need):
             rows.append({"fault": name, "tried": f"0, needs {need}", "recovered": 0, "lost": 0, "how": []})
             continue
