@@ -190,8 +190,8 @@ class ImageFolderData(ImageData):
                 return self.root / name
         raise ValueError(
             f"{self.root} has no {' or '.join(_SPLIT_FOLDERS[split])} folder: expected "
-            f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root, or make a test split "
-            "of what is there with --data.init_args.test_share 0.2"
+            f"{self.root}/{_SPLIT_FOLDERS[split][0]}/<class>/<image>; check --data.init_args.root, or make a test "
+            "split of what is there with --data.init_args.test_share 0.2"
         )
 
     def _check_test_share(self, share: float) -> None:

@@ -54,8 +54,8 @@ def split_files(files: Sequence[Path], share: float) -> tuple[list[Path], list[P
     count = max(1, round(share * len(files)))
     if count >= len(files):
         raise ValueError(
-            f"{files[0].parent} has {len(files)} images, expected enough to keep some beside {count} test images: lower "
-            "--data.init_args.test_share, or leave the class out"
+            f"{files[0].parent} has {len(files)} images, expected enough to keep some beside {count} test images: "
+            "lower --data.init_args.test_share, or leave the class out"
         )
     by_hash = sorted(files, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
     second = set(by_hash[:count])
