@@ -317,6 +317,15 @@ class TestConfigs:
         assert controls["control_ffc_only"][0].method.term_names == ("resolvent_ffc",)
         assert controls["control_flc_only"][0].method.term_names == ("resolvent_flc",)
         assert controls["control_running_off"][0].running == "off"
+        bare = parser.parse_args(
+            [
+                "--config",
+                str(CONFIGS / "cfm_digits.yaml"),
+                "--model.init_args.running",
+                "false",
+            ]  # what YAML makes of off
+        )
+        assert parser.instantiate(bare).model.running == "off"
         for name, kind_of_curriculum in (("reversed", ReversedCurriculum), ("shuffled", ShuffledCurriculum)):
             (callback,) = controls[f"control_{name}"][1]
             assert type(callback.curriculum) is kind_of_curriculum

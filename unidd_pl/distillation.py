@@ -18,7 +18,15 @@ from unidd_pl.distributed import all_rows
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.ranks import own_rows, rank
 from unidd_pl.real_side import RealSide
-from unidd_pl.run_settings import SETTINGS, Running, check_same_run, check_settings, check_step, digest_of, take_adam
+from unidd_pl.run_settings import (
+    SETTINGS,
+    RunningSetting,
+    check_same_run,
+    check_settings,
+    check_step,
+    digest_of,
+    take_adam,
+)
 from unidd_pl.seeding import generator_for
 from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal
 from unidd_pl.starts import Start, StartName, chosen_start
@@ -84,7 +92,7 @@ class DistillationModule(L.LightningModule):
         lr: float = 0.25,
         betas: tuple[float, float] = (0.5, 0.9),
         signal: Signal = "mean",
-        running: Running = "auto",
+        running: RunningSetting = "auto",
         start: StartName | Start = "real",
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
@@ -105,7 +113,7 @@ class DistillationModule(L.LightningModule):
         self.lr = lr
         self.betas = betas
         self.signal = signal
-        self.running = running
+        self.running = running or "off"
         self.start = chosen_start(start, ipc)
         self.crop_scale = crop_scale
         self.flip = flip

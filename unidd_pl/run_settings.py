@@ -13,6 +13,7 @@ from torch import Tensor
 from unidd_pl.spectral import RunningMode
 
 Running = Literal["auto", "off"] | RunningMode
+RunningSetting = Running | Literal[False]  # YAML takes a bare `off` for false
 
 SETTINGS = (
     "ipc", "beta", "eta", "iterations", "chunk_size", "lr", "signal", "running", "flip", "max_roll",
