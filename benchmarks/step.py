@@ -4,9 +4,11 @@
 
 The floor is the whole step less the moments, filters and distances: augmentation, teacher forward, cross-entropy
 backward to the images, Adam, clipping. The reference is the same step with the loss of SPEC.md written down in plain
-autograd (`reference.py`), both sides filtered in each step as in the authors' release; "cached" is the same with the
-real side filtered once. All are timed in turn in one process; medians and their ratios are printed. With
---tricks, ours is also timed with one part at a time taken back. The loss is CFM's: two resolvent terms a layer.
+autograd (`reference.py`), both sides filtered in each step as in the authors' release, and features laid out channels
+first as torch has them by default; "cached" is the same with the real side filtered once. Floor and ours are laid out
+as a run lays them out: channels last on a CPU. All are timed in turn in one process; medians and their ratios are
+printed. With --tricks, ours is also timed with one part at a time taken back. The loss is CFM's: two resolvent terms
+a layer.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ import torch
 from steps import Case, circumstances, make_step, medians, start, times_in_turn, write
 
 from unidd_pl.console import say
+from unidd_pl.layout import memory_format
 
 CASES = (Case("convnet-w128-d3", 10), Case("convnet-w128-d3", 100), Case("resnet18", 10))
 TRICKS = {
+    "channels first": {"channels_last": False},
+    "moments apart": {"separate": True},
     "permuted covariance": {"permuted": True},
     "no low rank": {"factored": False},
     "no closed form": {"closed_form": False},
@@ -30,11 +35,13 @@ TRICKS = {
 
 
 def variants(case: Case, *, tricks: bool) -> dict[str, Case]:
-    """Return the steps that are timed against each other."""
+    """Return the steps that are timed against each other: floor and ours in the layout of a run on this device."""
     cached = replace(case, loss="reference")
-    chosen = {"floor": case.without_loss(), "ours": case, "reference": replace(cached, cached=False), "cached": cached}
+    ours = replace(case, channels_last=memory_format(torch.device(case.device)) == torch.channels_last)
+    chosen = {"floor": ours.without_loss(), "ours": ours, "reference": replace(cached, cached=False), "cached": cached}
     if tricks:
-        chosen |= {name: replace(case, **change) for name, change in TRICKS.items()}
+        chosen |= {"floor, channels first": case.without_loss()}
+        chosen |= {name: replace(ours, **change) for name, change in TRICKS.items()}
     return chosen
 
 

@@ -19,15 +19,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unidd_pl.allocator import keep_large_blocks
-from unidd_pl.augmentation import random_flip, random_resized_crop, random_roll
+from unidd_pl.augmentation import random_shared_view
 from unidd_pl.comparison import environment
 from unidd_pl.features import FeatureTap, conv_layers
 from unidd_pl.files import atomic_write
+from unidd_pl.layout import passings
 from unidd_pl.networks import build_network
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.spectral import CFM, MatchingLoss, Moments, RunningMoments, batch_moments
-from unidd_pl.synthetic import clip
+from unidd_pl.spectral import (
+    CFM,
+    AnyMoments,
+    MatchingLoss,
+    Moments,
+    Observed,
+    RunningMoments,
+    batch_moments,
+    observe,
+)
+from unidd_pl.synthetic import clip, clip_
 from unidd_pl.teachers import freeze
 
 BETA, ETA, LR = 0.1, 0.1, 0.25  # as configs/cfm_cifar10.yaml
@@ -49,8 +59,9 @@ class Case:
         loss: The spectral loss in it.
         device: Where it runs.
         bf16: Teacher under bfloat16 autocast; moments stay in float32.
-        channels_last: Memory format of network and images.
-        permuted: Ours with the reference's covariance, to see what ours gives.
+        channels_last: Memory format of network and images; floor and ours take it on a CPU, as a run does.
+        separate: Ours with moments of its own after the forward pass, whose gradient is added by autograd.
+        permuted: The same with the reference's covariance.
         closed_form: Ours with or without the closed-form gradient.
         factored: Ours with or without Woodbury's identity.
         cached: The reference filters the real side once; False: in each step, as the release does.
@@ -66,6 +77,7 @@ class Case:
     device: str = "cpu"
     bf16: bool = False
     channels_last: bool = False
+    separate: bool = False
     permuted: bool = False
     closed_form: bool = True
     factored: bool = True
@@ -107,32 +119,32 @@ def real_moments(case: Case, network: nn.Module, layers: tuple[str, ...]) -> lis
     return total or []
 
 
-def make_loss(case: Case, real: list[Moments]) -> Callable[[list[Tensor]], Tensor]:
-    """Return the spectral loss of a case as a function of the features."""
+def make_reference(case: Case, real: list[Moments]) -> Callable[[list[Tensor]], Tensor]:
+    """Return the spectral loss in plain autograd as a function of the features."""
     method, betas = CFM(), [BETA] * len(real)
-    if case.loss == "reference":
-        done = [reference.Correlations.of_moments(one) for one in real]
-        targets = [reference.sides(method, one, BETA) for one in done]
+    done = [reference.Correlations.of_moments(one) for one in real]
+    targets = [reference.sides(method, one, BETA) for one in done]
 
-        def plain(features: list[Tensor]) -> Tensor:
-            batch = [reference.correlations(x.float()) for x in features]
-            if case.chunks:
-                batch = [reference.running("mean", one, case.chunks, new) for one, new in zip(done, batch, strict=True)]
-            real_side = targets if case.cached else [reference.sides(method, one, BETA) for one in done]
-            return reference.spectral_loss(method, real_side, batch, betas)
+    def plain(features: list[Tensor]) -> Tensor:
+        batch = [reference.correlations(x.float()) for x in features]
+        if case.chunks:
+            batch = [reference.running("mean", one, case.chunks, new) for one, new in zip(done, batch, strict=True)]
+        real_side = targets if case.cached else [reference.sides(method, one, BETA) for one in done]
+        return reference.spectral_loss(method, real_side, batch, betas)
 
-        return plain
-    matching = MatchingLoss(method, real, BETA, closed_form=case.closed_form)
+    return plain
+
+
+def make_ours(case: Case, real: list[Moments]) -> tuple[bool, Callable[[list[AnyMoments]], Tensor]]:
+    """Return whether ours takes factors, and our spectral loss as a function of the moments of the chunk."""
+    matching = MatchingLoss(CFM(), real, BETA, closed_form=case.closed_form)
     running = RunningMoments("mean")
     for _ in range(case.chunks):
         running.update(real)
-    factored = case.factored and matching.takes_factors
-
-    def ours(features: list[Tensor]) -> Tensor:
-        batch = [_permuted(x) if case.permuted else batch_moments(x, None, factored=factored) for x in features]
-        return matching.distances(running.combine(batch)).sum()
-
-    return ours
+    return (
+        case.factored and matching.takes_factors,
+        lambda batch: matching.distances(running.combine(batch) if case.chunks else batch).sum(),
+    )
 
 
 def _permuted(features: Tensor) -> Moments:
@@ -141,35 +153,75 @@ def _permuted(features: Tensor) -> Moments:
     return Moments(one.mean.new_tensor(one.rows), one.mean, one.psi, one.weight, one.psi.new_zeros(len(one.psi), 0))
 
 
+def make_forward(case: Case, network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Return a function that gives logits (n, k) and spectral loss () of augmented images; None without one."""
+    layers = conv_layers(network)
+    if case.loss == "none":
+        return lambda x: (network(x), None)
+    real = real_moments(case, network, layers)
+    if case.loss == "ours" and not (case.separate or case.permuted):
+        return _observed(case, network, layers, real)
+    plain = make_reference(case, real)
+    factored, ours = make_ours(case, real)
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        with FeatureTap(network, layers) as tap:
+            logits = network(x)
+            features = tap.features()
+        if case.loss == "reference":
+            return logits, plain(features)
+        batch = [_permuted(x) if case.permuted else batch_moments(x, None, factored=factored) for x in features]
+        return logits, ours(batch)
+
+    return forward
+
+
+def _observed(
+    case: Case, network: nn.Module, layers: tuple[str, ...], real: list[Moments]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return ours as `unidd_pl.objective` takes it: moments while the features pass."""
+    factored, ours = make_ours(case, real)
+    how = passings(network, layers, real)
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        seen: dict[str, Observed] = {}
+
+        def through(name: str, features: Tensor) -> Tensor:
+            passed, seen[name] = observe(features, factored=factored, passing=how[name])
+            return passed
+
+        with FeatureTap(network, layers, through):
+            logits = network(x)
+        return logits, ours([seen[name].moments(None) for name in layers])
+
+    return forward
+
+
 def make_step(case: Case) -> Callable[[], None]:
     """Return a function that does one step: A(x), forward, loss, backward to the images, Adam, clip."""
     network = build_teacher(case)
-    spec, layers = case.spec, conv_layers(network)
+    spec = case.spec
     images = nn.Parameter(clip(torch.randn(case.images, *spec.image_shape), spec).to(case.device))
-    if case.channels_last:
-        images.data = images.data.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
     labels = torch.arange(case.images, device=case.device) % spec.num_classes
     adam = torch.optim.Adam([images], lr=LR, betas=(0.5, 0.9))
-    loss_of = None if case.loss == "none" else make_loss(case, real_moments(case, network, layers))
+    forward = make_forward(case, network)
     iteration = 0
 
     def step() -> None:
         nonlocal iteration
         generator = generator_for(0, iteration)
         iteration += 1
-        x = random_resized_crop(images, generator, shared=True)
-        x = random_roll(random_flip(x, generator, shared=True), generator)
-        cast = torch.autocast(x.device.type, torch.bfloat16) if case.bf16 else nullcontext()
-        with cast, FeatureTap(network, layers if loss_of else ()) as tap:
-            loss = F.cross_entropy(network(x).float(), labels)
-            features = tap.features()
-        if loss_of:
-            loss = loss + ETA * loss_of(features)
+        x = random_shared_view(images, generator, scale=(0.08, 1.0), flip=True, max_shift=4)
+        with torch.autocast(x.device.type, torch.bfloat16) if case.bf16 else nullcontext():
+            logits, spectral = forward(x.contiguous(memory_format=layout))
+        loss = F.cross_entropy(logits.float(), labels)
+        if spectral is not None:
+            loss = loss + ETA * spectral
         adam.zero_grad()
         loss.backward()
         adam.step()
-        with torch.no_grad():
-            images.copy_(clip(images, spec))
+        clip_(images, spec)
 
     return step
 

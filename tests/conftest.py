@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusal import Refused
 
 from unidd_pl.cli import main
 from unidd_pl.data import ImageFolderData
@@ -24,9 +25,6 @@ COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)} 
 IMAGE_SIZE = 12  # pixels
 TRAIN_IMAGES, TEST_IMAGES = 10, 4  # of each class
 TINY_NETWORK = "convnet-w8-d2"
-
-Refused = Callable[..., str]
-"""What the fixture `refused` gives."""
 
 
 def write_image_folder(root: Path) -> Path:

@@ -68,24 +68,24 @@ class Trace(L.Callback):
         self._hook.remove()
 
 
-def run(real: RealSide, folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[DistillationModule, Trace]:
+def run(
+    real: RealSide, folder: Path, *callbacks: L.Callback, trainer: dict[str, Any] | None = None, **settings: Any
+) -> tuple[DistillationModule, Trace]:
     """Distil with a real Trainer: two rounds of two chunks of three iterations, unless told otherwise."""
     module = DistillationModule(
         **{"ipc": 2, "method": CFM(), "iterations": 3, "chunk_size": 2, "lr": 0.1, **settings}  # type: ignore[arg-type]
     )
     module.prepare(real, ChunkStore(folder, real.teacher.spec))
     trace = Trace()
-    trainer = L.Trainer(
-        max_epochs=module.ipc,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=[CurriculumCallback(CosineCurriculum()), trace, *callbacks],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        log_every_n_steps=1,
-    )
+    options = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, **(trainer or {})}
     with quiet_lightning():
-        trainer.fit(module)
+        L.Trainer(
+            max_epochs=module.ipc,
+            logger=False,
+            callbacks=[CurriculumCallback(CosineCurriculum()), trace, *callbacks],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            **options,
+        ).fit(module)
     return module, trace

@@ -20,16 +20,30 @@ from unidd_pl.console import Stopped
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.data.images import TensorImages
 from unidd_pl.distillation import DistillationModule
-from unidd_pl.distributed import all_rows
+from unidd_pl.distributed import all_rows, merge_over_ranks
 from unidd_pl.features import conv_layers
 from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
-from unidd_pl.ranks import rank, world_size
+from unidd_pl.ranks import own_rows, rank, world_size
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, fit_from
 from unidd_pl.sharding import sharded_trainer_arguments
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.spectral import CFM, CosineCurriculum, Signal
+from unidd_pl.spectral import (
+    CFM,
+    METHODS,
+    AnyMoments,
+    CosineCurriculum,
+    MatchingLoss,
+    Method,
+    Moments,
+    Passing,
+    RunningMode,
+    RunningMoments,
+    Signal,
+    dense,
+    observe,
+)
 from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher, freeze
@@ -114,6 +128,40 @@ def run(
     return {"losses": watch.losses, "gradients": watch.gradients, "images": watch.images[-1], "own": len(module.images)}
 
 
+def features_of(seed: int, n: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return features of three layers, two of one width, with an offset."""
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(n, c, 2, 2, generator=generator, dtype=torch.float64) + 0.5).to(dtype) for c in (4, 6, 6)]
+
+
+def weights_of(n: int, dtype: torch.dtype) -> Tensor:
+    """Return labels of n images as columns."""
+    return torch.eye(CLASSES, dtype=dtype)[torch.arange(n) % CLASSES]
+
+
+def closed_form(method: Method, mode: RunningMode | None, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Return the matching loss of five images and its gradient, of which each process has seen its own rows."""
+    own = own_rows(CLASSES)
+    real = [Moments.of(x, weights_of(20, torch.float64)) for x in features_of(0, 20, torch.float64)]
+    layers = [x[own].contiguous(memory_format=torch.channels_last).requires_grad_() for x in features_of(1, 5, dtype)]
+    labels, passing = weights_of(5, dtype)[own], Passing(centred=False, owned=True)
+    seen = [observe(x, factored=False, passing=passing)[1].moments(labels) for x in layers]
+    merged: list[AnyMoments] = [*merge_over_ranks([dense(one) for one in seen])]
+    if mode is not None:
+        running = RunningMoments(mode)
+        running.update([Moments.of(x, weights_of(5, torch.float64)) for x in features_of(2, 5, torch.float64)])
+        merged = running.combine(merged)
+    value = MatchingLoss(method, real, 0.1).distances(merged).sum()
+    gradients = torch.autograd.grad(value, layers) if value.requires_grad else [torch.zeros_like(x) for x in layers]
+    return value.detach(), [all_rows(gradient, CLASSES) for gradient in gradients]
+
+
+LOSSES: dict[str, tuple[Method, RunningMode | None, torch.dtype]] = {
+    f"{kind.__name__}, {mode}, {dtype}": (kind(), mode, dtype)
+    for kind in METHODS
+    for mode in (None, "mean", "merge")
+    for dtype in (torch.float64, torch.float32)
+}
 CASES: dict[str, dict[str, Any]] = {
     "mean": {"dtype": torch.float64, "signal": "mean"},
     "class, chunks": {"dtype": torch.float64, "signal": "class", "chunk_size": 4},
@@ -153,6 +201,8 @@ def main() -> None:
             sys.stderr.write(f"{stop}\n")
             if given.stop is None:
                 sys.exit(stop.status)
+    if given.cases == list(CASES):
+        seen |= {name: closed_form(*case) for name, case in LOSSES.items()}
     if rank() == 0:
         torch.save({**seen, "world size": world_size()}, given.output / f"{world_size()}.pt")
 

@@ -15,6 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from unidd_pl.augmentation import (
     crop_and_resize,
     draw_crop_boxes,
+    draw_shared_box,
     random_flip,
     random_pad_crop,
     random_resized_crop,
@@ -113,6 +114,19 @@ def test_shared_crop_equals_slice_and_interpolate() -> None:
         boxes = draw_crop_boxes(1, 16, 20, seeded(seed)).tolist()
         cropped = random_resized_crop(images, seeded(seed), shared=True)
         torch.testing.assert_close(cropped, slice_and_resize(images, boxes * 5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [((32, 32), (0.08, 1.0)), ((20, 90), (0.5, 1.0)), ((90, 20), (0.9, 1.0)), ((1, 1), (0.01, 0.02))]
+)
+def test_the_shared_box_is_the_one_that_would_be_drawn_for_one_image(
+    size: tuple[int, int], scale: tuple[float, float]
+) -> None:
+    for seed in range(300):
+        ours, theirs = seeded(seed), seeded(seed)
+        box = draw_shared_box(*size, ours, scale=scale)
+        assert [list(box)] == draw_crop_boxes(1, *size, theirs, scale=scale).tolist()
+        assert torch.equal(ours.get_state(), theirs.get_state())
 
 
 def test_crop_handles_extreme_boxes() -> None:

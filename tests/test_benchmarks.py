@@ -11,9 +11,8 @@ import pytest
 import scaling
 import step
 import torch
-from steps import Case, build_teacher, make_loss, make_step, medians, real_moments, times_in_turn
-
-from unidd_pl.features import FeatureTap, conv_layers
+from steps import Case, build_teacher, make_forward, make_step, medians, times_in_turn
+from torch import Tensor
 
 TINY = Case("convnet-w40-d2", images=2, image_size=8, num_classes=4, real_images=50)  # 32 rows of 40 channels
 
@@ -21,18 +20,28 @@ TINY = Case("convnet-w40-d2", images=2, image_size=8, num_classes=4, real_images
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 def test_ours_and_the_reference_are_one_loss(chunks: int) -> None:
     case = replace(TINY, chunks=chunks)
-    network = build_teacher(case)
-    layers = conv_layers(network)
-    torch.manual_seed(1)
-    real = real_moments(case, network, layers)
-    with FeatureTap(network, layers) as tap:
-        network(torch.randn(2, *case.spec.image_shape))
-        features = tap.features()
-    plain = make_loss(replace(case, loss="reference"), real)(features)
+    images = torch.randn(2, *case.spec.image_shape, generator=torch.Generator().manual_seed(1))
+
+    def value_and_gradient(one: Case) -> tuple[Tensor, Tensor]:
+        x = images.clone().requires_grad_()
+        network = build_teacher(one)
+        torch.manual_seed(1)  # the noise that stands for the real data
+        logits, spectral = make_forward(one, network)(x)
+        (logits.logsumexp(dim=1).sum() + (0 if spectral is None else spectral)).backward()
+        assert x.grad is not None
+        return x.new_zeros(()) if spectral is None else spectral.detach(), x.grad
+
+    variants = step.variants(case, tricks=True)
+    plain, gradient = value_and_gradient(variants.pop("reference"))
     assert plain > 0
-    for name, one in step.variants(case, tricks=True).items():
-        if name not in ("floor", "reference"):
-            torch.testing.assert_close(make_loss(one, real)(features), plain, rtol=1e-4, atol=0)
+    without, floor_gradient = value_and_gradient(variants.pop("floor"))
+    assert without == 0
+    assert float((floor_gradient - gradient).norm()) > 0.01 * float(gradient.norm())
+    assert variants.pop("floor, channels first") == replace(case, loss="none")
+    for one in variants.values():
+        value, other = value_and_gradient(one)
+        torch.testing.assert_close(value, plain, rtol=1e-4, atol=0)
+        assert float((other - gradient).norm()) < 1e-4 * float(gradient.norm())
 
 
 def test_steps_are_timed_in_turn() -> None:

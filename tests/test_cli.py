@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Refused
 from PIL import Image
+from refusal import Refused
 from safetensors.torch import save_file
 
 from unidd_pl.cli import main

@@ -451,7 +451,8 @@ def broken(real: RealSide, name: str, value: float) -> RealSide:
     """Return the same with one weight of a copy of the teacher replaced."""
     network = copy.deepcopy(real.teacher.network)
     with torch.no_grad():
-        network.get_parameter(name).view(-1)[0] = value
+        weight = network.get_parameter(name)
+        weight[(0,) * weight.ndim] = value
     teacher = Teacher(network, real.teacher.name, real.teacher.spec, None, real.teacher.path)
     return RealSide(teacher, real.statistics, real.images)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Refused
+from refusal import Refused
 
 from unidd_pl.cli import main
 from unidd_pl.distilled import DistilledSet

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Refused
+from refusal import Refused
 
 from unidd_pl.baselines import real_images
 from unidd_pl.cli import main

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
+import sharded_run
 import torch
-from sharded_run import CASES, CLASSES
+from sharded_run import CASES, CLASSES, LOSSES, weights_of
 
 from unidd_pl.distributed import bytes_sent
 from unidd_pl.features import FeatureTap, conv_layers
@@ -22,12 +24,13 @@ from unidd_pl.networks import build_network
 from unidd_pl.ranks import rows_of_rank
 from unidd_pl.sharding import sharded_trainer_arguments
 from unidd_pl.specs import DatasetSpec
+from unidd_pl.spectral.filters import largest_eigenvalue
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(900)]  # each process imports torch anew
 HERE = Path(__file__).parent
 
 
-def torchrun(processes: int, *command: str, timeout: int = 250, port: int) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *command: str, timeout: int = 500, port: int) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     return subprocess.run(
@@ -66,6 +69,42 @@ def test_loss_gradient_and_images_do_not_depend_on_the_processes(
         assert float((shared["images"] - alone["images"]).abs().max()) < 1e-6
         for mine, theirs in zip(shared["gradients"], alone["gradients"], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("case", LOSSES)
+def test_the_closed_form_over_processes_equals_the_reference(
+    case: str, processes: int, seen: dict[int, dict[str, Any]]
+) -> None:
+    """SPEC.md written out in plain autograd over all rows, against moments that processes have merged."""
+    method, mode, dtype = LOSSES[case]
+    real = [
+        reference.correlations(x, weights_of(20, torch.float64)) for x in sharded_run.features_of(0, 20, torch.float64)
+    ]
+    done = [
+        reference.correlations(x, weights_of(5, torch.float64)) for x in sharded_run.features_of(2, 5, torch.float64)
+    ]
+    layers = [x.requires_grad_() for x in sharded_run.features_of(1, 5, dtype)]
+    batch = [reference.correlations(x, weights_of(5, dtype)) for x in layers]
+    if mode is not None:
+        for one in done:
+            one.psi, one.phi, one.mean, one.weight = (v.to(dtype) for v in (one.psi, one.phi, one.mean, one.weight))
+        batch = [reference.running(mode, one, 1, new) for one, new in zip(done, batch, strict=True)]
+    largest = [
+        torch.maximum(largest_eigenvalue(one.psi).to(dtype), largest_eigenvalue(two.psi))
+        for one, two in zip(real, batch, strict=True)
+    ]
+    targets = [
+        [value.to(dtype) for value in reference.sides(method, one, 0.1, scale)]
+        for one, scale in zip(real, largest, strict=True)
+    ]
+    expected = reference.spectral_loss(method, targets, batch, [0.1] * len(layers), largest)
+    gradients_of_plain = torch.autograd.grad(expected, layers)
+    value, gradients = seen[processes][case]
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    assert float((value - expected.detach()).abs()) <= tolerance * float(expected.detach())
+    for ours, theirs in zip(gradients, gradients_of_plain, strict=True):
+        assert float((ours - theirs).norm()) <= tolerance * float(theirs.norm())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unidd_pl.augmentation import random_shared_view
 from unidd_pl.distributed import all_rows
+from unidd_pl.layout import lay_out
 from unidd_pl.objective import ChunkObjective
 from unidd_pl.ranks import own_rows, rank
 from unidd_pl.real_side import RealSide
@@ -28,9 +29,9 @@ from unidd_pl.run_settings import (
     take_adam,
 )
 from unidd_pl.seeding import generator_for
-from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal
+from unidd_pl.spectral import AnyMoments, MatchingLoss, Method, RunningMode, RunningMoments, Signal, reading_is_free
 from unidd_pl.starts import Start, StartName, chosen_start
-from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip
+from unidd_pl.synthetic import ChunkStore, Position, Schedule, clip_
 from unidd_pl.training import Iterations, is_logged_step
 
 
@@ -194,8 +195,8 @@ class DistillationModule(L.LightningModule):
         return Iterations(self.schedule.steps_per_round)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the device of the images."""
-        self.real.teacher.network.to(self.device)
+        """Bring the teacher to the device of the images, laid out as is fast there."""
+        lay_out(self.real.teacher.network, self.device)
 
     # ---- one iteration ----
 
@@ -217,9 +218,11 @@ class DistillationModule(L.LightningModule):
         own = self._own_classes(position)
         labels = torch.arange(own.start, own.stop, device=self.device)
         chunk = len(self.schedule.classes(position.chunk_index))
-        loss = self.objective(self.images, labels, self.augment, columns, position, chunk)
+        logged = is_logged_step(self.trainer)
+        check = logged or reading_is_free(self.device) or position.iteration in (0, self.iterations - 1)
+        loss = self.objective(self.images, labels, self.augment, columns, position, chunk, check=check)
         self._chunk_moments = loss.moments
-        if is_logged_step(self.trainer):
+        if logged:
             self.log("loss/total", loss.total.detach(), prog_bar=True)
             self.log_dict(loss.figures(self.real.statistics.layers, self.method.term_names))
         return loss.total
@@ -237,8 +240,7 @@ class DistillationModule(L.LightningModule):
         there: a checkpoint would hold images that are not clipped yet.
         """
         super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            self.images.copy_(clip(self.images, self.spec))
+        clip_(self.images, self.spec)
         position = self.position
         self.step += 1
         if position.iteration == self.iterations - 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from torch import Tensor, nn
@@ -70,12 +70,16 @@ class FeatureTap:
     Args:
         network: The network to listen to.
         layers: Names of its modules, as in ``named_modules``.
+        through: Takes the name of a layer and its input, and returns what the layer is given instead: the same values,
+            perhaps with more behind their gradient.
 
     Raises:
         ValueError: If the network has no layer of a name.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(
+        self, network: nn.Module, layers: Sequence[str], through: Callable[[str, Tensor], Tensor] | None = None
+    ) -> None:
         self.layers = tuple(layers)
         try:
             # By name and not from a list of all modules: a tap is made at every step.
@@ -87,6 +91,7 @@ class FeatureTap:
                 f"names from its named_modules(), for example {list(known)[-3:]}"
             ) from error
         self._network = network
+        self._through = through
         self._recorded: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -119,7 +124,8 @@ class FeatureTap:
         return [self._recorded[name] for name in self.layers]
 
     def _recorder(self, name: str):  # type: ignore[no-untyped-def]  # torch types hooks loosely
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             self._recorded[name] = inputs[0]
+            return None if self._through is None else (self._through(name, inputs[0]), *inputs[1:])
 
         return record

@@ -5,7 +5,7 @@ Legend: n images, c channels, h w space, k classes; l layers, t terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -17,10 +17,21 @@ from torch.utils.checkpoint import checkpoint
 from unidd_pl.diagnosis import non_finite, not_filterable
 from unidd_pl.distributed import merge_over_ranks, sum_with_local_gradient
 from unidd_pl.features import FeatureTap
+from unidd_pl.layout import laid_out, passings
 from unidd_pl.moment_pass import label_weights
 from unidd_pl.ranks import world_size
 from unidd_pl.real_side import RealSide
-from unidd_pl.spectral import AnyMoments, MatchingLoss, RunningMoments, Signal, batch_moments, dense
+from unidd_pl.spectral import (
+    ANY,
+    AnyMoments,
+    MatchingLoss,
+    Observed,
+    Passing,
+    RunningMoments,
+    Signal,
+    dense,
+    observe,
+)
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise
@@ -102,6 +113,8 @@ class ChunkObjective:
         self.running = running
         self.eta = eta
         self.micro_batch = micro_batch
+        statistics = real.statistics
+        self._passings = passings(real.teacher.network, statistics.layers, statistics.moments)
 
     def __call__(
         self,
@@ -111,6 +124,8 @@ class ChunkObjective:
         columns: Tensor | None,
         where: object,
         total: int | None = None,
+        *,
+        check: bool = True,
     ) -> ChunkLoss:
         """Return the loss.
 
@@ -121,6 +136,7 @@ class ChunkObjective:
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
             where: Round, chunk and iteration, for the message.
             total: Images of the chunk over all processes; None for n.
+            check: Look whether the loss is finite, for which the host waits for the device.
 
         Raises:
             ValueError: If the loss is not finite.
@@ -132,14 +148,15 @@ class ChunkObjective:
         factored = whole and self.matching.takes_factors
 
         def look_at(images: Tensor, labels: Tensor) -> Look:
-            return look(network, statistics.layers, statistics.signal, augment(images), labels, factored=factored)
+            layers, signal, how = statistics.layers, statistics.signal, self._passings
+            return look(network, layers, signal, augment(images), labels, factored=factored, passings=how)
 
         seen = look_in_parts(look_at, images, labels, self.micro_batch) if len(images) else self._nothing(images)
         seen = seen.merge_over_ranks()
         cross_entropy = seen.cross_entropy / (total or len(labels))
         distances = self._distances(seen.moments, columns, where)
         loss = cross_entropy + self.eta * distances.sum()
-        if not torch.isfinite(loss):
+        if check and not torch.isfinite(loss):
             terms = self.matching.method.term_names
             raise ValueError(non_finite(where, self.matching.betas, statistics.layers, terms, distances, cross_entropy))
         return ChunkLoss(loss, cross_entropy, distances, [moments.detach() for moments in seen.moments])
@@ -176,7 +193,14 @@ LookAt = Callable[[Tensor, Tensor], Look]
 
 
 def look(
-    network: nn.Module, layers: Sequence[str], signal: Signal, images: Tensor, labels: Tensor, *, factored: bool = False
+    network: nn.Module,
+    layers: Sequence[str],
+    signal: Signal,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    factored: bool = False,
+    passings: Mapping[str, Passing] | None = None,
 ) -> Look:
     """Run the teacher once over images as it sees them.
 
@@ -186,20 +210,26 @@ def look(
         signal: Signal of the FLC.
         images: (n, c, h, w), normalised and augmented.
         labels: (n,) int64.
-        factored: Whether the moments of layers with few rows may stay factored, see `batch_moments`.
+        factored: Whether the moments of layers with few rows may stay factored, see `observe`.
+        passings: How the inputs of each layer pass, see `layout.passings`; None for any layer's way.
 
     Returns:
         The look; the gradient flows to the images.
     """
-    with FeatureTap(network, layers) as tap:
-        logits = network(images)
-        # Half precision is widened, float64 stays.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = label_weights(signal, labels, logits)
-        return Look(
-            F.cross_entropy(logits, labels, reduction="sum"),
-            [batch_moments(x, weights, factored=factored) for x in tap.features()],
-        )
+    observed: dict[str, Observed] = {}
+
+    def through(name: str, features: Tensor) -> Tensor:
+        passing = ANY if passings is None else passings[name]
+        passed, observed[name] = observe(features, factored=factored, passing=passing)
+        return passed
+
+    with FeatureTap(network, layers, through) as tap:
+        logits = network(laid_out(images))
+        tap.features()  # complains of layers that were not reached
+    # Half precision is widened, float64 stays.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = label_weights(signal, labels, logits)
+    return Look(F.cross_entropy(logits, labels, reduction="sum"), [observed[name].moments(weights) for name in layers])
 
 
 def look_in_parts(look_at: LookAt, images: Tensor, labels: Tensor, micro_batch: int | None) -> Look:

@@ -27,7 +27,7 @@ from unidd_pl.specs import DatasetSpec
 from unidd_pl.stopping import reason_to_stop
 from unidd_pl.student_pool import StudentJob, StudentSettings
 
-_IN_MEMORY = 2**30  # bytes of held-out images that are decoded once; more are read anew for each score
+_IN_MEMORY = 2**30  # bytes of held-out images that are decoded once a probe; more are read anew for each score
 _GO_ON, _STOP, _FAILED = range(3)
 
 

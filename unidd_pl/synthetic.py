@@ -5,6 +5,7 @@ Legend: n images, c channels, h w space.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,20 @@ def check_enough_images(images: LabelledImages, spec: DatasetSpec, ipc: int) -> 
 
 def clip(images: Tensor, spec: DatasetSpec) -> Tensor:
     """Return normalised images (n, c, h, w) with every pixel between black and white."""
-    black, white = spec.pixel_bounds(images)
-    return images.clamp(black, white)
+    return images.clamp(*_bounds(spec, images.dtype, images.device))
+
+
+@torch.no_grad()
+def clip_(images: Tensor, spec: DatasetSpec) -> None:
+    """Clip normalised images (n, c, h, w) in place, as `clip`."""
+    images.clamp_(*_bounds(spec, images.dtype, images.device))
+
+
+@functools.lru_cache(maxsize=8)
+def _bounds(spec: DatasetSpec, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return black and white, (1, c, 1, 1): every step asks for them."""
+    with torch.inference_mode(False):
+        return spec.pixel_bounds(torch.empty(0, dtype=dtype, device=device))
 
 
 class ChunkStore:

@@ -28,7 +28,7 @@ from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import MatchingLoss, Moments
 from unidd_pl.statistics import Statistics
-from unidd_pl.synthetic import Schedule, clip
+from unidd_pl.synthetic import Schedule, clip, clip_
 from unidd_pl.teachers import Teacher, freeze
 
 _FLOAT32, _FLOAT64 = 4, 8  # bytes
@@ -211,8 +211,7 @@ class Workload:
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
-            with torch.no_grad():
-                images.copy_(clip(images, self.spec))
+            clip_(images, self.spec)
             float(loss.detach())  # waits for the device
             times.append(time.perf_counter() - started)
         return statistics_of_numbers.median(times[_WARM_UP:])

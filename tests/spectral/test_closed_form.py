@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unidd_pl.spectral import (
     HFM,
@@ -20,6 +21,7 @@ from unidd_pl.spectral import (
     MatchingLoss,
     Method,
     Moments,
+    Passing,
     Resolvent,
     RunningMode,
     RunningMoments,
@@ -27,6 +29,7 @@ from unidd_pl.spectral import (
     Term,
     batch_moments,
     filtered,
+    observe,
 )
 from unidd_pl.spectral.closed_form import has_closed_form
 from unidd_pl.spectral.filters import largest_eigenvalue
@@ -81,6 +84,12 @@ def value_and_gradients(loss: Callable[[list[Tensor]], Tensor], features: list[T
     return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
 
 
+def after(layers: Sequence[Tensor]) -> Tensor:
+    """What a teacher does with the features: convolutions, and a number."""
+    each = [F.conv2d(x, torch.ones(2, x.shape[1], 1, 1, dtype=x.dtype)).square().mean() for x in layers]
+    return torch.stack(each).sum()
+
+
 def assert_same(ours: tuple[Tensor, list[Tensor]], plain: tuple[Tensor, list[Tensor]], tolerance: float) -> None:
     """Compare values, and gradients of all layers together, relative to their norms."""
     assert ours[0].dtype == plain[0].dtype
@@ -97,6 +106,7 @@ def compare(
     *,
     finished: Sequence[int] = (6, 6),
     dead: int = 0,
+    passing: Passing | None = None,
 ) -> None:
     """Hold value and gradient of one step against the reference, after some finished chunks."""
     n = 5 if mode == "mean" else 4  # the mean of SPEC.md is of chunks that hold all classes
@@ -123,7 +133,21 @@ def compare(
     loss = MatchingLoss(method, real, 0.1)
     loss.betas = BETAS
 
+    def on_the_way(layers: list[Tensor]) -> Tensor:
+        """The same with moments taken while the features pass into a layer, channels last."""
+        passed, seen = zip(
+            *(
+                observe(x.contiguous(memory_format=torch.channels_last), factored=loss.takes_factors, passing=passing)  # type: ignore[arg-type]
+                for x in layers
+            ),
+            strict=True,
+        )
+        batch = [one.moments(labels) for one in seen]
+        return loss.distances(running.combine(batch) if running else batch).sum() + after(passed)
+
     def ours(layers: list[Tensor]) -> Tensor:
+        if passing is not None:
+            return on_the_way(layers)
         batch = [batch_moments(x, labels, factored=loss.takes_factors) for x in layers]
         return loss.distances(running.combine(batch) if running else batch).sum()
 
@@ -143,7 +167,7 @@ def compare(
             [value.to(dtype) for value in reference.sides(method, reference.Correlations.of_moments(one), beta, scale)]
             for one, beta, scale in zip(real, BETAS, largest, strict=True)
         ]
-        return reference.spectral_loss(method, targets, batch, BETAS, largest)
+        return reference.spectral_loss(method, targets, batch, BETAS, largest) + (after(layers) if passing else 0)
 
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     assert_same(value_and_gradients(ours, features), value_and_gradients(plain, features), tolerance)
@@ -155,6 +179,16 @@ def compare(
 @pytest.mark.parametrize("signal", ["mean", "class"])
 def test_equals_the_reference(method: Method, mode: RunningMode | None, signal: str, dtype: torch.dtype) -> None:
     compare(method, mode, signal, dtype)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("mode", [None, "mean"])
+@pytest.mark.parametrize("passing", [Passing(centred=False, owned=True), Passing(centred=True, owned=True)], ids=str)
+def test_equals_the_reference_on_the_way_into_a_layer(
+    method: Method, passing: Passing, mode: RunningMode | None, dtype: torch.dtype
+) -> None:
+    compare(method, mode, "class", dtype, passing=passing)
 
 
 @every_method

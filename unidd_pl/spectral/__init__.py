@@ -1,5 +1,6 @@
 """The mathematics of UniDD in pure torch: moments, filters, methods, the matching loss and curricula."""
 
+from unidd_pl.spectral.covariance import ANY, Passing
 from unidd_pl.spectral.curricula import (
     ConstantCurriculum,
     CosineCurriculum,
@@ -11,7 +12,7 @@ from unidd_pl.spectral.curricula import (
     ReversedCurriculum,
     ShuffledCurriculum,
 )
-from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, batch_moments, dense
+from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, Observed, batch_moments, dense, observe
 from unidd_pl.spectral.filters import (
     Identity,
     Landweber,
@@ -19,6 +20,7 @@ from unidd_pl.spectral.filters import (
     Linear,
     Resolvent,
     SpectralFilter,
+    reading_is_free,
 )
 from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms, term_distances
 from unidd_pl.spectral.matching import MatchingLoss
@@ -42,6 +44,7 @@ from unidd_pl.spectral.moments import SIGNALS, Moments, Signal
 from unidd_pl.spectral.running import RunningMode, RunningMoments
 
 __all__ = [
+    "ANY",
     "CFM",
     "DC",
     "DM",
@@ -68,7 +71,9 @@ __all__ = [
     "MatchingLoss",
     "Method",
     "Moments",
+    "Observed",
     "Operand",
+    "Passing",
     "QuantileCurriculum",
     "Resolvent",
     "ReversedCurriculum",
@@ -84,5 +89,7 @@ __all__ = [
     "filtered",
     "largest_eigenvalues",
     "least_norms",
+    "observe",
+    "reading_is_free",
     "term_distances",
 ]

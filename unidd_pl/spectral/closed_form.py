@@ -59,9 +59,8 @@ def closed_form_distances(terms: Sequence[Term], targets: Targets, ffc: Tensor, 
     return distances
 
 
-def distances_and_units(differences: Sequence[Tensor], scales: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return d = ‖Δ‖_F over its scale, (l, t), and 1/(‖Δ‖_F · scale), zero where Δ is."""
-    norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in differences], dim=1)
+def scaled_and_units(norms: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return d = ‖Δ‖_F over its scale, (l, t), and 1/(‖Δ‖_F · scale), zero where Δ is, of the norms ‖Δ‖_F."""
     inverses = torch.where(norms == 0, torch.inf, norms).reciprocal()
     if scales is not None:
         norms, inverses = norms / scales, inverses / scales
@@ -81,7 +80,8 @@ class _Distances(torch.autograd.Function):
             _value(term, matrices.get(id(term.filter)), ffc, flc).sub(target)
             for term, target in zip(terms, targets.values, strict=True)
         ]
-        distances, ctx.units = distances_and_units(differences, targets.scales)
+        norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in differences], dim=1)
+        distances, ctx.units = scaled_and_units(norms, targets.scales)
         ctx.terms, ctx.keys = terms, tuple(matrices)
         ctx.save_for_backward(flc, *matrices.values(), *differences)
         return distances

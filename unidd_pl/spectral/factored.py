@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unidd_pl.spectral.covariance import ANY, Passing, covariance, thin_factor
 from unidd_pl.spectral.moments import Moments, label_moments
 
 _LARGEST_SHARE = 0.5  # of the channels; with more rows than that the thin products no longer save time
@@ -41,16 +42,14 @@ class FactoredMoments:
     @classmethod
     def of(cls, features: Tensor, labels: Tensor | None = None) -> FactoredMoments:
         """Compute the moments of one batch, as `Moments.of`; the gradient flows to features and labels."""
-        n, c = features.shape[:2]
-        with torch.autocast(features.device.type, enabled=False):
-            if features.dtype in (torch.float16, torch.bfloat16):
-                features = features.float()
-            space = features.reshape(n, c, -1)
-            pooled = space.mean(dim=2)
-            mean = pooled.mean(dim=0)
-            rows = n * space.shape[2]
-            factor = (space.transpose(0, 1).reshape(c, -1) - mean[:, None]) * rows**-0.5
-            return cls(pooled.new_full((), rows), mean, factor, *label_moments(pooled, labels))
+        _, factor, pooled = thin_factor(features)
+        return cls.of_pooled(factor, pooled, labels)
+
+    @classmethod
+    def of_pooled(cls, factor: Tensor, pooled: Tensor, labels: Tensor | None) -> FactoredMoments:
+        """Compute the moments of one batch from what `thin_factor` takes of it, as `Moments.of_pooled`."""
+        count = pooled.new_full((), factor.shape[1])
+        return cls(count, pooled.mean(dim=0), factor, *label_moments(pooled, labels))
 
     @property
     def flc(self) -> Tensor:
@@ -109,14 +108,50 @@ def kept_part(done: Moments, count: Tensor) -> Tensor:
     return done.ffc * (done.count / (done.count + count))
 
 
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What is taken of features while they pass: moments, but for the labels, which are known later.
+
+    Args:
+        second: Ψ (c, c) or, factored, U (c, s).
+        pooled: (n, c) the features pooled.
+        positions: h·w that each image has.
+        factored: Whether it is a factor.
+    """
+
+    second: Tensor
+    pooled: Tensor
+    positions: int
+    factored: bool
+
+    def moments(self, labels: Tensor | None) -> AnyMoments:
+        """Return the moments; `labels` as in `Moments.of`."""
+        if self.factored:
+            return FactoredMoments.of_pooled(self.second, self.pooled, labels)
+        return Moments.of_pooled(self.second, self.pooled, self.positions, labels)
+
+
+def observe(features: Tensor, *, factored: bool, passing: Passing = ANY) -> tuple[Tensor, Observed]:
+    """Return features as they are, for the layer, and what moments are made of.
+
+    Args:
+        features: (n, c, h, w) or (n, c).
+        factored: Whether a factor is of use where there are few rows; see `MatchingLoss.takes_factors`.
+        passing: How they pass.
+    """
+    n, c = features.shape[:2]
+    positions = features[0, 0].numel()
+    thin = factored and n * positions <= _LARGEST_SHARE * c
+    passed, second, pooled = (thin_factor if thin else covariance)(features, passing)
+    return passed, Observed(second, pooled, positions, thin)
+
+
 def batch_moments(features: Tensor, labels: Tensor | None, *, factored: bool) -> AnyMoments:
     """Return the moments of one batch, as a factor where there are few rows and the caller can use it.
 
     Args:
         features: (n, c, h, w) or (n, c).
         labels: As in `Moments.of`.
-        factored: Whether a factor is of use; see `MatchingLoss.takes_factors`.
+        factored: As in `observe`.
     """
-    n, c = features.shape[:2]
-    few = n * features[0, 0].numel() <= _LARGEST_SHARE * c
-    return FactoredMoments.of(features, labels) if factored and few else Moments.of(features, labels)
+    return observe(features, factored=factored)[1].moments(labels)

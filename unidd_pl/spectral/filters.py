@@ -137,9 +137,14 @@ class Resolvent(SpectralFilter):
         """Return (Ψ+βI)⁻¹.
 
         Raises:
-            torch.linalg.LinAlgError: If Ψ+βI is not positive definite in the working precision.
+            torch.linalg.LinAlgError: If Ψ+βI is not positive definite in the working precision; where that would
+                make the host wait for a device, the result is NaN instead.
         """
-        return torch.cholesky_inverse(torch.linalg.cholesky(ffc + beta * _eye_like(ffc)))
+        shifted = ffc + beta * _eye_like(ffc)
+        if reading_is_free(ffc.device):
+            return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        return torch.cholesky_inverse(factor.masked_fill((failed != 0)[..., None, None], torch.nan))
 
     def pullback(self, matrix: Tensor, cotangent: Tensor) -> Tensor:
         """Return −R G R for R = (Ψ+βI)⁻¹: dR = −R dΨ R."""
@@ -231,6 +236,11 @@ class Landweber(_GradientDescent):
             if bit == "1":
                 total, power = identity + damping @ total, damping @ power
         return alpha * total
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Return whether a number can be read from a device without waiting for the work queued there."""
+    return device.type == "cpu"
 
 
 def largest_eigenvalue(ffc: Tensor) -> Tensor:

@@ -6,18 +6,25 @@ Legend: c channels, r columns of U, k columns of Φ; l layers of one width. R = 
 
 so a change of U moves R by dR = −R(dU Uᵀ + U dUᵀ)R, and the gradient with respect to U is −R(G+Gᵀ)Q, where G is
 that with respect to R. H is a matrix made once a chunk; where B is zero it is the number 1/β.
+
+Against the real side F the difference R − F = −(T + QPᵀ) with T = F − H is never made: with C = PᵀQ
+
+    ‖R − F‖² = ‖T‖² + 2⟨TQ, P⟩ + ⟨C, Cᵀ⟩      (R − F)Q = −(TQ + QC)
+
+so that per layer three products with a (c, c) are left, HU, TQ and H times the gradient, and thin ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unidd_pl.spectral.closed_form import Targets, distances_and_units
+from unidd_pl.spectral.closed_form import Targets, scaled_and_units
 from unidd_pl.spectral.filters import Resolvent
 from unidd_pl.spectral.methods import Method, Term
 
@@ -27,39 +34,45 @@ def takes_low_rank(method: Method) -> bool:
     return all(type(term.filter) is Resolvent and not term.diagonal for term in method.terms)
 
 
-def base_inverse(base: Tensor | None, betas: Tensor) -> Tensor:
-    """Return H = (B+βI)⁻¹, (l, c, c) for B (l, c, c), or 1/β, (l, 1, 1), where there is no B."""
-    if base is None:
-        return 1 / betas
-    # Once a chunk, and every iteration builds on it: double precision costs nothing here.
-    return Resolvent().matrix(base.double(), betas.double()).to(base)
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What stays the same during all iterations of a chunk, for l layers of one width.
+
+    Args:
+        inverse: H, (l, c, c), or (l, 1, 1) where there is no B.
+        beyond: T = F − H, (l, c, c).
+        square: (l,) ‖T‖².
+    """
+
+    inverse: Tensor
+    beyond: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, base: Tensor | None, betas: Tensor, real: Tensor) -> Base:
+        """Make it, in the precision of β, of B (l, c, c) or None, β (l, 1, 1) and F = (Ψ+βI)⁻¹ (l, c, c)."""
+        # Once a chunk, and every iteration builds on it: double precision costs nothing here.
+        wide = betas.double()
+        inverse = 1 / wide if base is None else Resolvent().matrix(base.double(), wide)
+        whole = inverse if base is not None else inverse * torch.eye(real.shape[-1]).to(inverse)
+        beyond = real.double() - whole
+        return cls(inverse.to(betas), beyond.to(betas), beyond.square().sum(dim=(1, 2)).to(betas))
 
 
-def beyond_base(terms: Sequence[Term], targets: Targets, inverse: Tensor) -> Targets:
-    """Return the targets less H in the ``ffc`` terms: R − F = −QPᵀ − (F − H) without making R."""
-    whole = inverse if inverse.shape[-1] > 1 else None
-
-    def less(value: Tensor) -> Tensor:
-        return value - (inverse * torch.eye(value.shape[-1]).to(value) if whole is None else whole)
-
-    values = [less(one) if term.operand == "ffc" else one for term, one in zip(terms, targets.values, strict=True)]
-    return Targets(tuple(values), targets.betas, targets.scales)
-
-
-def low_rank_distances(terms: Sequence[Term], targets: Targets, inverse: Tensor, factor: Tensor, flc: Tensor) -> Tensor:
+def low_rank_distances(terms: Sequence[Term], targets: Targets, base: Base, factor: Tensor, flc: Tensor) -> Tensor:
     """Return what `closed_form_distances` returns for Ψ_s = B + UUᵀ, without making Ψ_s.
 
     Args:
         terms: The t terms; `takes_low_rank` holds for their method.
-        targets: The real side `beyond_base`.
-        inverse: H of `base_inverse`.
+        targets: The real side.
+        base: What B and the real side make of each other.
         factor: (l, c, r) U.
         flc: (l, c, k) Φ_s.
 
     Returns:
         (l, t) distances ≥ 0; the gradient flows, once, to U and Φ_s.
     """
-    distances: Tensor = _LowRankDistances.apply(factor, flc, tuple(terms), targets, inverse)
+    distances: Tensor = _LowRankDistances.apply(factor, flc, tuple(terms), targets, base)
     return distances
 
 
@@ -72,42 +85,46 @@ class _LowRankDistances(torch.autograd.Function):
     """See `low_rank_distances`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, factor: Tensor, flc: Tensor, terms: tuple[Term, ...], targets: Targets, inverse: Tensor
-    ) -> Tensor:
-        p = _times(inverse, factor)
+    def forward(ctx: Any, factor: Tensor, flc: Tensor, terms: tuple[Term, ...], targets: Targets, base: Base) -> Tensor:
+        p = _times(base.inverse, factor)
         q = p @ Resolvent().matrix(factor.mT @ p, 1.0)
-        p_t = p.mT
-        differences = [
-            torch.baddbmm(target, q, p_t, beta=-1, alpha=-1)
-            if term.operand == "ffc"
-            else _times(inverse, flc) - q @ (p_t @ flc) - target
-            for term, target in zip(terms, targets.values, strict=True)
-        ]
-        distances, ctx.units = distances_and_units(differences, targets.scales)
-        ctx.terms = terms
-        ctx.save_for_backward(flc, inverse, p, q, *differences)
+        turned = None  # (F − R)Q
+        norms, differences = [], []
+        for term, target in zip(terms, targets.values, strict=True):
+            if term.operand == "flc":
+                differences.append(_times(base.inverse, flc) - q @ (p.mT @ flc) - target)
+                norms.append(torch.linalg.vector_norm(differences[-1].flatten(1), dim=1))
+                continue
+            if turned is None:
+                c, tq = p.mT @ q, base.beyond @ q
+                square = base.square + (2 * (tq * p).sum(dim=(1, 2)) + (c * c.mT).sum(dim=(1, 2)))
+                turned = torch.baddbmm(tq, q, c)
+            norms.append(square.clamp_min(0).sqrt())
+        distances, ctx.units = scaled_and_units(torch.stack(norms, dim=1), targets.scales)
+        ctx.terms, ctx.inverse = terms, base.inverse
+        ctx.save_for_backward(flc, p, q, turned, *differences)
         return distances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        flc, inverse, p, q, *differences = ctx.saved_tensors
+        flc, p, q, turned, *differences = ctx.saved_tensors
         weights = gradient * ctx.units
 
         def resolved(other: Tensor) -> Tensor:
-            applied: Tensor = _times(inverse, other) - q @ (p.mT @ other)
-            return applied
+            return torch.baddbmm(_times(ctx.inverse, other), q, p.mT @ other, alpha=-1)
 
-        turned = torch.zeros_like(q)  # (G+Gᵀ)Q
+        whole = torch.zeros_like(q)  # −(G+Gᵀ)Q
         to_flc: Tensor | None = None
-        for index, (term, difference) in enumerate(zip(ctx.terms, differences, strict=True)):
+        of_flc = iter(differences)
+        for index, term in enumerate(ctx.terms):
             weight = weights[:, index].view(-1, 1, 1)
             if term.operand == "ffc":
-                turned = turned + 2 * weight * (difference @ q)
+                part = 2 * weight * turned
             else:
-                unit = weight * difference
-                turned = turned + unit @ (flc.mT @ q) + flc @ (unit.mT @ q)
+                unit = weight * next(of_flc)
+                part = torch.cat([unit, flc], dim=2) @ torch.cat([flc.mT @ q, unit.mT @ q], dim=1).neg_()
                 carried = resolved(unit)
                 to_flc = carried if to_flc is None else to_flc + carried
-        return resolved(turned).neg_(), to_flc, None, None, None
+            whole += part
+        return resolved(whole), to_flc, None, None, None

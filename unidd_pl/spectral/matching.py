@@ -13,9 +13,9 @@ from torch import Tensor
 
 from unidd_pl.spectral.closed_form import Targets, closed_form_distances, has_closed_form
 from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense
-from unidd_pl.spectral.filters import largest_eigenvalue
+from unidd_pl.spectral.filters import Resolvent, largest_eigenvalue
 from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms, relative_scale, term_distances
-from unidd_pl.spectral.low_rank import base_inverse, beyond_base, low_rank_distances, takes_low_rank
+from unidd_pl.spectral.low_rank import Base, low_rank_distances, takes_low_rank
 from unidd_pl.spectral.methods import Method
 from unidd_pl.spectral.moments import Moments
 
@@ -27,9 +27,7 @@ class _Kept:
     filtered: list[tuple[Tensor, ...]] | None = None  # f(Ψ) g(Φ) for each layer and term
     least: Tensor | None = None  # (l, t), see `least_norms`
     targets: dict[tuple[int, ...], Targets] = field(default_factory=dict)  # for the layers of one width
-    inverses: dict[tuple[int, ...], tuple[list[Tensor | None], Tensor, tuple[Tensor, ...]]] = field(
-        default_factory=dict
-    )  # the bases of these layers, H of them, and the values beyond it
+    bases: dict[tuple[int, ...], tuple[list[Tensor | None], Base]] = field(default_factory=dict)  # and of which B
 
 
 class MatchingLoss:
@@ -135,18 +133,18 @@ class MatchingLoss:
     ) -> Tensor:
         thin = [one for one in members if isinstance(one, FactoredMoments)]
         bases = [one.base for one in thin]
-        kept = self._kept.inverses.get(layers)
+        kept = self._kept.bases.get(layers)
         if kept is None or any(one is not other for one, other in zip(kept[0], bases, strict=True)):
             known = [base for base in bases if base is not None]
-            inverse = base_inverse(torch.stack(known) if known else None, targets.betas)
-            kept = bases, inverse, beyond_base(self.method.terms, targets, inverse).values
-            self._kept.inverses[layers] = kept
-        beyond = [
-            value if term.operand == "ffc" else target
-            for term, value, target in zip(self.method.terms, kept[2], targets.values, strict=True)
-        ]
-        targets = Targets(tuple(beyond), targets.betas, targets.scales)
+            kept = bases, Base.of(torch.stack(known) if known else None, targets.betas, self._resolvents(layers, flc))
+            self._kept.bases[layers] = kept
         return low_rank_distances(self.method.terms, targets, kept[1], _stack([one.factor for one in thin]), flc)
+
+    @torch.no_grad()
+    def _resolvents(self, layers: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return (Ψ+βI)⁻¹ of the real side of some layers, (l, c, c), in its own precision."""
+        wide = [Resolvent().matrix(self.real[index].ffc, self._betas[index]) for index in layers]
+        return torch.stack(wide).to(like.device)
 
     @torch.no_grad()
     def _targets(self, layers: tuple[int, ...], one: AnyMoments, columns: Tensor | None, like: Tensor) -> Targets:

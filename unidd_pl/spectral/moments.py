@@ -7,11 +7,12 @@ X features (s, c), Ψ feature–feature correlation (c, c), Φ feature–label c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from unidd_pl.spectral.covariance import covariance
 
 Signal = Literal["mean", "class", "soft"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
@@ -53,15 +54,21 @@ class Moments:
         Returns:
             Moments in the precision of the features; the gradient flows to features and labels.
         """
-        n, c = features.shape[:2]
-        # Autocast would do the products in half precision, which loses the small eigenvalues.
-        with torch.autocast(features.device.type, enabled=False):
-            if features.dtype in (torch.float16, torch.bfloat16):
-                features = features.float()
-            space = features.reshape(n, c, -1)
-            ffc, pooled = covariance(space)
-            count = pooled.new_full((), n * space.shape[2])
-            return cls(count, pooled.mean(dim=0), ffc, *label_moments(pooled, labels))
+        _, ffc, pooled = covariance(features)
+        return cls.of_pooled(ffc, pooled, features[0, 0].numel(), labels)
+
+    @classmethod
+    def of_pooled(cls, ffc: Tensor, pooled: Tensor, positions: int, labels: Tensor | None) -> Moments:
+        """Compute the moments of one batch from what `covariance` takes of it.
+
+        Args:
+            ffc: (c, c) Ψ.
+            pooled: (n, c) the features pooled.
+            positions: h·w that each image has.
+            labels: As in `of`.
+        """
+        count = pooled.new_full((), len(pooled) * positions)
+        return cls(count, pooled.mean(dim=0), ffc, *label_moments(pooled, labels))
 
     def check(self) -> None:
         """Refuse what no features have: shapes that disagree, other than floating point, numbers that are not finite.
@@ -139,52 +146,15 @@ class Moments:
         }
 
 
-class _Covariance(torch.autograd.Function):
-    """Ψ = Σ_n (X_n−μ)(X_n−μ)ᵀ/s with its gradient in closed form; see `covariance`."""
-
-    @staticmethod
-    def forward(ctx: Any, space: Tensor) -> tuple[Tensor, Tensor]:
-        n, c, positions = space.shape
-        pooled = space.mean(dim=2)
-        # The pass that centres also lays the rows out for one product; products image by image are slower.
-        rows = space.new_empty(c, n, positions)
-        torch.sub(space.transpose(0, 1), pooled.mean(dim=0)[:, None, None], out=rows)
-        rows = rows.view(c, -1)
-        ctx.save_for_backward(rows)
-        ctx.shape = space.shape
-        return (rows @ rows.T).div_(n * positions), pooled
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, ffc_gradient: Tensor, pooled_gradient: Tensor) -> Tensor:
-        (rows,) = ctx.saved_tensors
-        n, c, positions = ctx.shape
-        # dΨ = (dX Xᵀ + X dXᵀ)/s; the mean moves nothing, because the centred rows add up to zero.
-        both = (ffc_gradient + ffc_gradient.T).div_(n * positions)
-        gradient: Tensor = (both @ rows).view(c, n, positions).transpose(0, 1)
-        return gradient.add_(pooled_gradient[:, :, None], alpha=1 / positions)
-
-
-def covariance(space: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the covariance Ψ (c, c) of features over all their rows, and the features pooled, (n, c).
-
-    Args:
-        space: (n, c, h·w), float32 or better.
-
-    Returns:
-        Both; the gradient flows, once.
-    """
-    ffc, pooled = _Covariance.apply(space)
-    return ffc, pooled
-
-
 def label_moments(pooled: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the weight of each class, (k,), and the weighted means of the pooled features, (c, k); k may be 0."""
     if labels is None:
         return pooled.new_zeros(0), pooled.new_zeros(pooled.shape[1], 0)
-    labels = labels.to(pooled.dtype)
-    label_weight = labels.sum(dim=0)
-    return label_weight, pooled.T @ labels / _one_where_zero(label_weight)
+    # Autocast would take the product in half precision.
+    with torch.autocast(pooled.device.type, enabled=False):
+        labels = labels.to(pooled.dtype)
+        label_weight = labels.sum(dim=0)
+        return label_weight, pooled.T @ labels / _one_where_zero(label_weight)
 
 
 def _between(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
