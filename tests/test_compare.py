@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,11 @@ from unidd_pl.cli import main
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.pictures import picture
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.study import read_study
-from unidd_pl.tracking import Store, Tracking
+from unidd_pl.study import Scored, StudyRow, read_study
+from unidd_pl.study_curves import _shared_name, read_responses
+from unidd_pl.study_figures import _named
+from unidd_pl.tracking import Store, StoredRun, Tracking
+from unidd_pl.tracking.store import _spread
 
 NETWORK = "convnet-w8-d2"
 
@@ -175,10 +181,80 @@ class TestReport:
         assert [row.values for row in facet.rows if row.label == "cfm"] == [[0.7, 0.8]]
 
 
+class TestLargeStudies:
+    def test_curves_are_sampled_with_both_ends(self, uri: str) -> None:
+        tracking = Tracking(uri, "long")
+        recorded = [(step, 1 / (step + 1)) for step in range(3000)]
+        with tracking.run("distillation", "long") as run:
+            for step, value in recorded:
+                run.metrics({"loss": value}, step)
+        store = Store(uri)
+        identity = run.run_id or ""
+        points = store.curve(identity, "loss", 500)
+        assert len(points) == 500
+        assert points == sorted(set(points))
+        assert (points[0], points[-1]) == (recorded[0], recorded[-1])
+        assert set(points) <= set(recorded)
+        steps = [step for step, _ in points]
+        assert max(later - step for step, later in pairwise(steps)) <= 12  # even: 6 on average
+        assert store.curve(identity, "loss", 5000) == recorded
+        assert store.curve(identity, "absent", 500) == []
+
+    def test_a_store_that_samples_nothing_is_read_as_a_whole(self) -> None:
+        history = [(step, float(step)) for step in range(11)]
+        assert _spread(history, 3) == [(0, 0.0), (5, 5.0), (10, 10.0)]
+        assert _spread(history, 11) == history
+        assert _spread([], 3) == []
+
+    def test_reports_and_sync_need_no_torch(self) -> None:
+        code = (
+            "import sys, unidd_pl.compare, unidd_pl.tracking\n"
+            "from unidd_pl.tracking import Tracking\n"
+            "with Tracking(enabled=False).run('report', 'x') as run: run.metrics({'a': 1.0})\n"
+            "print({'torch', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules))"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert ended.stdout.strip() == "set()"
+
+    def test_of_many_rows_those_have_names_that_none_beats(self) -> None:
+        def row(label: str, accuracy: float) -> StudyRow:
+            run = StoredRun(label, label, "FINISHED", 0, {}, {}, {})
+            return StudyRow(label, [Scored(run, NETWORK, run, {0: accuracy})])
+
+        few = [(float(cost), row(f"r{cost}", cost / 10)) for cost in range(5)]
+        assert [one.label for _, one in _named(few)] == ["r0", "r1", "r2", "r3", "r4"]
+        many = [(float(cost), row(f"r{cost}", 0.5 if cost in (0, 7) else 0.4)) for cost in range(20)]
+        many[9] = (9.0, row("best", 0.9))
+        assert [one.label for _, one in _named(many)] == ["best", "r0"]
+
+    def test_rows_of_the_same_filter_share_a_line(self, artifacts: Path) -> None:
+        lines = read_responses(artifacts / "spectrum.json")
+        assert [line.name for line in lines] == ["1/(λ+β), round 1", "1/(λ+β), round 2"]
+        assert _shared_name(["a", "b", "c"], "λ") == "a; b; c: λ"
+        assert _shared_name(["a", "b", "c", "d"], "λ") == "a; b and 2 more: λ"
+
+
 class TestBadInput:
+    @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"layers": [], "responses": []}', b"\xff"])
+    def test_a_damaged_artifact_is_told_and_costs_nothing_else(
+        self, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+    ) -> None:
+        tracking = Tracking(uri, f"damaged {content!r}")
+        (tmp_path / "spoiled").mkdir()
+        for name in ("spectrum.json", "distilled.png"):
+            (tmp_path / "spoiled" / name).write_bytes(content)
+        distil(tracking, "cfm", "x", tmp_path / "spoiled")
+        evaluate(tracking, "cfm", "x", [0.5])
+        page = _Page(compare(tracking, tmp_path / "out") / "report.html")
+        said = capsys.readouterr().out
+        for name in ("spectrum.json", "distilled.png"):
+            assert f"{name} of cfm_x" in page.text
+            assert re.search(rf"Not shown: {name} of cfm_x \(\w+\) is damaged: \S", said)
+        assert "β and loss" in page.text
+
     def test_no_such_experiment(self, study: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         message = refused(capsys, Tracking(study.uri, "studdy"), tmp_path)
-        assert re.search(r"got the experiment 'studdy', expected one of .*study", message)
+        assert re.search(r"got the experiment 'studdy', expected one of .*study.*: correct --experiment", message)
 
     def test_no_such_store(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         message = refused(capsys, Tracking(f"sqlite:///{tmp_path}/absent.db"), tmp_path)
@@ -186,7 +262,8 @@ class TestBadInput:
         assert not list(tmp_path.iterdir())
 
     def test_no_such_run(self, study: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "expected ids of runs of 'study'" in refused(capsys, study, tmp_path, "--runs", "abc")
+        message = refused(capsys, study, tmp_path, "--runs", "abc")
+        assert "got runs abc, expected ids of runs of 'study': correct --runs" in message
 
     def test_a_filter_that_is_none(self, study: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "cannot read MLflow runs" in refused(capsys, study, tmp_path, "--filter", "what is this")
@@ -211,7 +288,12 @@ class TestBadInput:
         tracking = Tracking(uri, f"mixed {tags}")
         evaluate(tracking, "cfm", None, [0.5])
         evaluate(tracking, "dm", None, [0.9], **tags)
-        assert "the runs differ in data set or protocol" in refused(capsys, tracking, tmp_path)
+        message = refused(capsys, tracking, tmp_path)
+        assert re.search(
+            r"the runs differ in data set or protocol \(.* \(1 rows\); .* \(1 rows\)\), expected one for a table: "
+            r"choose with --filter, .*, or make a table of each with --facet true", message
+        )  # fmt: skip
+        assert not (tmp_path / "report.html").exists()
         page = _Page(compare(tracking, tmp_path, "--facet", "true") / "report.html")
         assert len([tag for tag, _ in page.tags if tag == "table"]) == 2
 

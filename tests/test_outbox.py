@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,32 @@ class TestCommand:
         with pytest.raises(SystemExit):
             main(["sync", "--outbox", str(tmp_path / "outbox")])
         assert "cannot read the record" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("line", ['{"metrics": [["loss", 0.1', "[1]", "{}", "\x00\x00"])
+    def test_a_damaged_line_is_told_and_keeps_nothing_else(
+        self, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+    ) -> None:
+        experiment = f"damaged {line!r}"
+        for name in ("first", "second"):
+            journal = Journal.begin(tmp_path / "outbox", Start(uri, experiment, name, {"name": name}))
+            journal.append({"metrics": [["loss", 0.5, 0, 1]]})
+            if name == "first":
+                with (journal.folder / "journal.jsonl").open("a") as file:
+                    file.write(line + "\n")
+                spoiled = journal.folder
+            journal.append({"end": ["FINISHED", 5]})
+            journal.unlock()
+        with pytest.raises(SystemExit) as ended:
+            main(["sync", "--outbox", str(tmp_path / "outbox")])
+        assert ended.value.code == 2
+        message = capsys.readouterr().err
+        assert re.search(rf"{spoiled}/journal.jsonl: got a damaged line at byte \d+ .*delete the line", message)
+        store = Store(uri)
+        found = {one.name: one for one in store.runs(store.experiment_id(experiment) or "")}
+        assert found["second"].status == "FINISHED"
+        assert found["first"].metrics == {"loss": 0.5}  # what stands before the line
+        whole = [one for one in (spoiled / "journal.jsonl").read_text().splitlines() if one != line]
+        (spoiled / "journal.jsonl").write_text("\n".join(whole) + "\n")
+        main(["sync", "--outbox", str(tmp_path / "outbox")])
+        assert {one.status for one in store.runs(store.experiment_id(experiment) or "")} == {"FINISHED"}
+        assert not (tmp_path / "outbox").exists()

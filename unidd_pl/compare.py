@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -13,7 +15,8 @@ from unidd_pl.console import say
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.report import Section, html, markdown, students_csv, table
 from unidd_pl.study import Facet, Study, StudyRow, read_study
-from unidd_pl.study_figures import CURVES, Curves, draw_accuracy, draw_bands, draw_cost, draw_curves, draw_responses
+from unidd_pl.study_curves import CURVES, MAX_POINTS, Curves, draw_curves, draw_responses, read_responses
+from unidd_pl.study_figures import draw_accuracy, draw_bands, draw_cost
 from unidd_pl.tables import text_table
 from unidd_pl.tracking import Store, Tracking, without_password
 
@@ -21,8 +24,10 @@ REPORT_FILE = "report.html"
 MARKDOWN_FILE = "table.md"
 CSV_FILE = "students.csv"
 
+Content = TypeVar("Content")
+
 _MAX_SHOWN = 24  # rows with curves and pictures; more cannot be told apart
-_MAX_WIDTH = 760  # px of a picture of distilled images in the page
+_MAX_WIDTH = 1000  # px of a picture of distilled images in the page
 
 
 class Report:
@@ -65,6 +70,7 @@ class Report:
         self.facet = facet
         self.title = title or f"Study {tracking.experiment}"
         self.parent = parent
+        self._damaged: list[str] = []  # artifacts that could not be shown
 
     def run(self) -> Path:
         """Read, draw, write and record; return the page.
@@ -82,6 +88,8 @@ class Report:
             say(f"\n{facet.title}: top-1 on the test images, %\n\n{text_table(*table(facet))}\n")
         if study.unscored:
             say(f"Without an accuracy, in no table: {', '.join(run.name for run in study.unscored)}")
+        for one in self._damaged:
+            say(f"Not shown: {one}")
         say(f"Report: {self.output / REPORT_FILE} ({MARKDOWN_FILE}, {CSV_FILE} and the figures beside it)")
         return self.output / REPORT_FILE
 
@@ -98,7 +106,7 @@ class Report:
             shown = _shown(study)
             sections = [self._section(one, place, study, store, Path(folder)) for place, one in enumerate(study.facets)]
             shared = self._shared(shown, store, Path(folder))
-            page = html(self.title, study, sections, shared)
+            page = html(self.title, study, sections, shared, self._damaged)
         for name, content in ((REPORT_FILE, page), (MARKDOWN_FILE, markdown(study)), (CSV_FILE, students_csv(study))):
             with atomic_write(self.output / name) as temporary:
                 temporary.write_text(content, "utf-8")
@@ -116,10 +124,11 @@ class Report:
             section.figures["Accuracy against compute and bytes"] = cost
         made = [row for row in facet.rows if row.first.distillation is not None]
         for number, row in enumerate(made[:_MAX_SHOWN]):
-            source = _artifact(store, row, "distilled.png", folder / f"{place}-{number}")
-            if source is not None:
+            picture = self._read(store, row, "distilled.png", folder / f"{place}-{number}", _shrunk)
+            if picture is not None:
                 target = self.output / "images" / f"{place + 1:02d}_{number + 1:02d}.png"
-                _shrink(source, target)
+                with atomic_write(target) as temporary:
+                    temporary.write_bytes(picture)
                 section.pictures[f"{row.label}, IPC {row.first.ipc}"] = target
         if len(made) > _MAX_SHOWN:
             section.notes.append(f"Curves and images of the first {_MAX_SHOWN} of {len(made)} rows.")
@@ -127,15 +136,32 @@ class Report:
 
     def _shared(self, shown: Sequence[StudyRow], store: Store, folder: Path) -> dict[str, Path]:
         figures = {}
-        spectra = {}
+        responses = {}
         for number, row in enumerate(_one_a_label(shown)):
-            if file := _artifact(store, row, "spectrum.json", folder / f"spectrum-{number}"):
-                spectra[row.label] = file
-        if draw_responses(self.output / "responses.png", spectra):
+            lines = self._read(store, row, "spectrum.json", folder / f"spectrum-{number}", read_responses)
+            responses[row.label] = lines or []
+        if draw_responses(self.output / "responses.png", responses):
             figures["Response of each filter over the real spectrum"] = self.output / "responses.png"
         if draw_curves(self.output / "curves.png", [_curves(store, row) for row in shown]):
             figures["β and loss"] = self.output / "curves.png"
         return figures
+
+    def _read(
+        self, store: Store, row: StudyRow, name: str, folder: Path, read: Callable[[Path], Content]
+    ) -> Content | None:
+        """Return what an artifact of the row's first distillation holds; None without one, and where it is damaged."""
+        run = row.first.distillation
+        if run is None or name not in store.artifacts(run.run_id):
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        file = store.download(run.run_id, name, folder)
+        try:
+            return read(file)
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            # One damaged file must not cost the report on all others; Pillow calls a broken PNG a SyntaxError.
+            reason = str(error).replace(str(file), name)
+            self._damaged.append(f"{name} of {run.name} ({run.run_id}) is damaged: {reason}")
+            return None
 
     def _record(self, study: Study) -> None:
         rows = [row for facet in study.facets for row in facet.rows]
@@ -177,23 +203,20 @@ def _one_a_label(rows: Sequence[StudyRow]) -> list[StudyRow]:
 
 def _curves(store: Store, row: StudyRow) -> Curves:
     run = row.first.distillation
-    recorded = () if run is None else [key for key in CURVES if key in run.metrics]
     label = f"{row.label}, IPC {row.first.ipc}"
-    return Curves(label, {key: store.history(run.run_id, key) for key in recorded if run is not None})
+    if run is None:
+        return Curves(label, {})
+    return Curves(label, {key: store.curve(run.run_id, key, MAX_POINTS) for key in CURVES if key in run.metrics})
 
 
-def _artifact(store: Store, row: StudyRow, name: str, folder: Path) -> Path | None:
-    """Copy an artifact of the row's first distillation; None where it has none of this name."""
-    run = row.first.distillation
-    if run is None or name not in store.artifacts(run.run_id):
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    return store.download(run.run_id, name, folder)
-
-
-def _shrink(source: Path, target: Path) -> None:
-    with Image.open(source) as image:
+def _shrunk(path: Path) -> bytes:
+    """Return a picture as PNG: as it is where it is narrow enough, for to encode it again takes seconds."""
+    with Image.open(path) as image:
+        image.load()  # as a whole: it may be damaged in the middle
+        if image.width <= _MAX_WIDTH and image.format == "PNG":
+            return path.read_bytes()
         picture = image.convert("RGB")
     picture.thumbnail((_MAX_WIDTH, _MAX_WIDTH * 4), Image.Resampling.BOX)
-    with atomic_write(target) as temporary:
-        picture.save(temporary, "PNG", optimize=True)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()

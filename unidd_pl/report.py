@@ -15,12 +15,15 @@ from unidd_pl.study import Facet, Study, StudyRow
 from unidd_pl.tables import markdown_table
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
+body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; } th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } img { max-width: 100%; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1em; }
 figure { margin: 0; } figcaption { font-weight: 600; } .note { color: #666; } code { font-size: 85%; }
-.low { color: #0072B2; } .high { color: #D55E00; } .low-to-high { color: #009E73; }
+.low::before, .high::before, .low-to-high::before { content: "\\25CF"; padding-right: .4em; }
+.low::before { color: #0072B2; } .high::before { color: #D55E00; } .low-to-high::before { color: #009E73; }
+.wide { overflow-x: auto; }
 """
 _HEAD = (
     "method",
@@ -124,7 +127,9 @@ def students_csv(study: Study) -> str:
     return lines.getvalue()
 
 
-def html(title: str, study: Study, sections: Sequence[Section], shared: Mapping[str, Path]) -> str:
+def html(
+    title: str, study: Study, sections: Sequence[Section], shared: Mapping[str, Path], damaged: Sequence[str] = ()
+) -> str:
     """Return the page: every name escaped, every picture within it.
 
     Args:
@@ -132,6 +137,7 @@ def html(title: str, study: Study, sections: Sequence[Section], shared: Mapping[
         study: What is shown.
         sections: A section for each table.
         shared: PNG files about all rows, by what they show.
+        damaged: What could not be shown, and why.
     """
     parts = [f"<h1>{escape(title)}</h1>"]
     for section in sections:
@@ -144,6 +150,9 @@ def html(title: str, study: Study, sections: Sequence[Section], shared: Mapping[
             for run in study.unscored
         )
         parts.append(f"<h2>Without an accuracy</h2><p>Asked for, and in no table above.</p><ul>{items}</ul>")
+    if damaged:
+        items = "".join(f"<li>{escape(one)}</li>" for one in damaged)
+        parts.append(f"<h2>Not shown</h2><ul>{items}</ul>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -182,7 +191,7 @@ def _html_table(facet: Facet) -> str:
             for name, cell in zip(head, row, strict=True)
         )
         body += f"<tr>{cells}</tr>\n"
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
 def _figure(what: str, path: Path) -> str:

@@ -30,6 +30,11 @@ from uuid import uuid4
 
 Entry = Mapping[str, Any]
 
+
+class DamagedRecordError(ValueError):
+    """A record on the disk is not what a run wrote."""
+
+
 _JOURNAL, _SENT, _LOCK, _FILES = "journal.jsonl", "sent.json", "lock", "files"
 
 
@@ -116,13 +121,13 @@ class Journal:
         """What the run is created with.
 
         Raises:
-            ValueError: If the file does not begin with it.
+            DamagedRecordError: If the file does not begin with it.
         """
         try:
             with (self.folder / _JOURNAL).open("rb") as file:
                 return Start(**json.loads(file.readline())["start"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise DamagedRecordError(
                 f"cannot read the record {self.folder} ({type(error).__name__}): expected one that a run wrote; "
                 "remove the folder if its process was killed before it wrote anything"
             ) from error
@@ -162,14 +167,32 @@ class Journal:
         self.append({"artifact": [str(target.relative_to(self.folder)), "" if folder == "." else folder]})
 
     def entries(self, offset: int) -> Iterator[tuple[Entry, int]]:
-        """Yield the entries from a place in the file on, each with the place behind it; half a line is left."""
+        """Yield the entries from a place in the file on, each with the place behind it; half a line is left.
+
+        Raises:
+            DamagedRecordError: If a whole line is no entry; those before it have been yielded.
+        """
         with (self.folder / _JOURNAL).open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
+                entry = self._parse(line, offset)
                 offset += len(line)
-                yield json.loads(line), offset
+                yield entry, offset
+
+    def _parse(self, line: bytes, offset: int) -> Entry:
+        try:
+            entry = json.loads(line)
+            if isinstance(entry, dict) and len(entry) == 1:
+                return entry
+            reason = "it is no object of one key"
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        raise DamagedRecordError(
+            f"{self.folder / _JOURNAL}: got a damaged line at byte {offset} ({reason}), expected an entry that a run "
+            "wrote; what stands before it is sent: delete the line and run `unidd sync` again"
+        )
 
     @property
     def sent(self) -> tuple[str | None, int]:
@@ -177,8 +200,8 @@ class Journal:
         try:
             state = json.loads((self.folder / _SENT).read_text())
             return state["run_id"], state["offset"]
-        except (OSError, ValueError, KeyError):
-            return None, 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, 0  # sent again: that leaves the same in the store
 
     def mark_sent(self, run_id: str | None, offset: int) -> None:
         """Note what the store has."""

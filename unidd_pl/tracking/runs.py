@@ -6,21 +6,24 @@ import importlib.util
 import os
 import shlex
 import threading
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from unidd_pl.console import Stopped, say
+from unidd_pl.tracking.addresses import is_local, is_server, sqlite_path, without_password
 from unidd_pl.tracking.journal import Journal, Start, now
 from unidd_pl.tracking.names import MAX_PARAM, MAX_TAG, clean, flatten
 from unidd_pl.tracking.sender import BackgroundSender
-from unidd_pl.tracking.store import KEY_TAG, Store, is_local, sqlite_path, without_password
+from unidd_pl.tracking.store import KEY_TAG, Store
+
+if TYPE_CHECKING:
+    from unidd_pl.tracking.logger import StageLogger
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DEFAULT_OUTBOX = "runs/outbox"
@@ -128,7 +131,7 @@ class Tracking:
         """Return the line that shows the runs: a command, the address of a server, or "" when disabled."""
         if not self.enabled:
             return ""
-        if self.uri.startswith(("http://", "https://")):
+        if is_server(self.uri):
             return without_password(self.uri)
         return f"mlflow ui --backend-store-uri {shlex.quote(without_password(self.uri))}"
 
@@ -148,9 +151,7 @@ class Tracking:
             raise ValueError(f"config of the {stage} run: expected a YAML mapping, got {config[:80]!r}")
         if getattr(rank_zero_only, "rank", 0) != 0:  # Lightning sets it when it is imported
             # A logger that does nothing, not False: callbacks that insist on one must act alike on all ranks.
-            silent = StageRun()
-            silent.logger = StageLogger(silent, self.experiment)
-            return silent
+            return StageRun(experiment=self.experiment)
         tags = {clean(key): value[:MAX_TAG] for key, value in {**tags, "stage": stage}.items()}
         start = Start(
             without_password(self.uri), self.experiment, name, tags,
@@ -168,9 +169,7 @@ class Tracking:
         if is_local(self.uri):
             self._send_start(sender)
         sender.start()
-        run = StageRun(journal, sender)
-        run.logger = StageLogger(run, self.experiment)
-        return run
+        return StageRun(journal, sender, self.experiment)
 
     def _check_store(self) -> None:
         try:
@@ -196,17 +195,26 @@ class StageRun:
     Args:
         journal: Where it is recorded.
         sender: What sends the record.
-
-    Attributes:
-        logger: What to hand to `Trainer(logger=...)`; False when tracking is disabled.
+        experiment: Name of its experiment; None where tracking is disabled.
     """
 
-    def __init__(self, journal: Journal | None = None, sender: BackgroundSender | None = None) -> None:
-        self.logger: StageLogger | Literal[False] = False
+    def __init__(
+        self, journal: Journal | None = None, sender: BackgroundSender | None = None, experiment: str | None = None
+    ) -> None:
+        self._experiment = experiment
         self._journal = journal
         self._sender = sender
         self._known_params: set[str] = set()
         self._warned = False
+
+    @cached_property
+    def logger(self) -> StageLogger | Literal[False]:
+        """What to hand to `Trainer(logger=...)`; False where tracking is disabled."""
+        if self._experiment is None:
+            return False
+        from unidd_pl.tracking.logger import StageLogger  # noqa: PLC0415  seconds that a report need not wait
+
+        return StageLogger(self, self._experiment)
 
     @property
     def run_id(self) -> str | None:
@@ -278,38 +286,3 @@ class StageRun:
             if not self._warned:
                 self._warned = True
                 say(f"Could not record all of a run ({error}); the stage goes on, further failures are not shown")
-
-
-class StageLogger(Logger):
-    """Hands what Lightning logs to a `StageRun`.
-
-    Lightning's own MLFlowLogger does not fit: its calls raise into the training loop when the server is away,
-    it ends the run at the end of `fit`, and it sets MLflow's global tracking URI.
-
-    Args:
-        run: The run to log to.
-        experiment: Name of its experiment.
-    """
-
-    def __init__(self, run: StageRun, experiment: str) -> None:
-        super().__init__()
-        self.run = run
-        self._experiment = experiment
-
-    @property
-    def name(self) -> str:
-        """Name of the experiment."""
-        return self._experiment
-
-    @property
-    def version(self) -> str:
-        """Id of the run, "" where nothing is recorded or the server is away."""
-        return self.run.run_id or ""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record scalars."""
-        self.run.metrics(metrics, step or 0)
-
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Record the settings that the run's config did not already hold."""
-        self.run.params(flatten(vars(params) if isinstance(params, Namespace) else params))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from unidd_pl.console import say
-from unidd_pl.tracking.journal import Entry, Journal
-from unidd_pl.tracking.store import KEY_TAG, Store, is_refusal, without_password
+from unidd_pl.tracking.addresses import without_password
+from unidd_pl.tracking.journal import DamagedRecordError, Entry, Journal
+from unidd_pl.tracking.store import KEY_TAG, Store, is_refusal
 
 INTERVAL = 1.0  # seconds between two looks at the journal
 LONGEST_PAUSE = 60.0  # seconds between two tries while the store is away
@@ -85,7 +86,7 @@ class Sender:
         if start.parent is None or self.open_store().find(start.experiment, start.parent) is not None:
             return
         others = (one for one in Journal.waiting(self.journal.folder.parent) if one.folder != self.journal.folder)
-        if any(start.parent.items() <= {**one.tags, KEY_TAG: one.folder.name}.items() for one in others):
+        if any(start.parent.items() <= {**_tags(one), KEY_TAG: one.folder.name}.items() for one in others):
             raise ParentWaitsError(f"the run above {start.name} is not sent yet")
 
     def _record(self, store: Store, run_id: str, kind: str, content: Any, entries: list[Entry]) -> None:
@@ -161,14 +162,27 @@ def _batches(entries: Iterator[tuple[Entry, int]]) -> Iterator[tuple[list[Entry]
     for is_metrics, group in itertools.groupby(entries, key=lambda one: "metrics" in one[0]):
         batch: list[Entry] = []
         points = 0
-        for entry, end in group:
-            batch.append(entry)
-            points += len(entry["metrics"]) if is_metrics else MAX_POINTS
-            if points >= MAX_POINTS:
-                yield batch, end
-                batch, points = [], 0
+        damage: DamagedRecordError | None = None
+        try:
+            for entry, end in group:
+                batch.append(entry)
+                points += len(entry["metrics"]) if is_metrics else MAX_POINTS
+                if points >= MAX_POINTS:
+                    yield batch, end
+                    batch, points = [], 0
+        except DamagedRecordError as error:  # what stands before it is whole
+            damage = error
         if batch:
             yield batch, end
+        if damage is not None:
+            raise damage
+
+
+def _tags(journal: Journal) -> dict[str, str]:
+    try:
+        return journal.tags
+    except DamagedRecordError:  # it tells of itself when it is its turn
+        return {}
 
 
 def _short(error: Exception) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from unidd_pl.tracking.addresses import is_database, is_server, sqlite_path
 from unidd_pl.tracking.journal import Start
 
 # To name mlflow's classes for type checkers would make jsonargparse import mlflow at every start: it runs
@@ -22,8 +24,6 @@ KEY_TAG = "unidd.key"
 """Tag of every run: the name of its journal. What was sent and not noted is found again by it."""
 
 PARENT_TAG = "mlflow.parentRunId"
-
-_SQLITE = "sqlite:///"
 
 # mlflow.environment_variables; each is set only where the user has not set it.
 _NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -38,6 +38,9 @@ _IMPATIENT = {
 _MAX_BATCH_PARAMS = 100  # mlflow.utils.validation.MAX_PARAMS_TAGS_PER_BATCH
 _MAX_BATCH_METRICS = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
 _MAX_DIGEST = 36  # characters of the digest of an MLflow dataset
+# Said although it is all of them: without it SQLite goes through this metric of all runs to answer for one.
+_ALL_STEPS = (0, 2**31 - 1)
+_SAMPLES = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 _PAGE = 1000  # runs a query; the most that servers give is 50,000
 
 
@@ -190,6 +193,42 @@ class Store:
         """Return (step, value) of a metric, in the order of the steps."""
         return sorted((point.step, point.value) for point in self._client.get_metric_history(run_id, key))
 
+    def curve(self, run_id: str, key: str, points: int) -> list[tuple[int, float]]:
+        """Return (step, value) of a metric at up to so many points, in the order of the steps.
+
+        They are spread evenly over what is recorded, the first and the last among them. Databases and servers choose
+        them where they lie: to read 10,000 points for a figure takes ten times as long.
+        """
+        if is_server(self.uri):
+            return self._sampled_by_server(run_id, key, points)
+        if self._database is None:
+            return _spread(self.history(run_id, key), points)
+        found = self._database.get_metric_history_bulk_interval([run_id], key, points, *_ALL_STEPS)
+        return [(point.step, point.value) for point in found]
+
+    def _sampled_by_server(self, run_id: str, key: str, points: int) -> list[tuple[int, float]]:
+        from mlflow.utils import credentials, rest_utils  # noqa: PLC0415  loaded by the client already
+
+        account: Any = credentials.get_default_host_creds
+        ask: Any = rest_utils.http_request
+        first, last = _ALL_STEPS
+        asked = {"run_ids": run_id, "metric_key": key, "max_results": points, "start_step": first, "end_step": last}
+        answer = ask(account(self.uri), _SAMPLES, "GET", params=asked)
+        if answer.status_code != HTTPStatus.OK:  # a server that does not know the question
+            return _spread(self.history(run_id, key), points)
+        return [(int(one.get("step", 0)), float(one["value"])) for one in answer.json().get("metrics", [])]
+
+    @cached_property
+    def _database(self) -> Any:
+        """MLflow's store of a database; None for other kinds of stores."""
+        if not is_database(self.uri):
+            return None
+        from mlflow.store.tracking import sqlalchemy_store  # noqa: PLC0415  as above
+
+        open_store: Any = sqlalchemy_store.SqlAlchemyStore
+        path = sqlite_path(self.uri)
+        return open_store(self.uri, "" if path is None else str(path.parent / "mlartifacts"))
+
     def artifacts(self, run_id: str, folder: str = "") -> list[str]:
         """Return the paths of a run's artifacts in a folder."""
         return [one.path for one in self._client.list_artifacts(run_id, folder or None)]
@@ -210,11 +249,6 @@ def quoted(value: str) -> str:
     return f"'{value}'" if "'" not in value else f'"{value}"'
 
 
-def is_local(uri: str) -> bool:
-    """Return whether a store is on this machine's disk: it is there, or the URI is wrong."""
-    return not re.match(r"(https?|postgresql|mysql|mssql|databricks)\b", uri)
-
-
 def is_refusal(error: Exception) -> bool:
     """Return whether a store will refuse the same call again, however often it is made."""
     return getattr(error, "error_code", "") in (
@@ -222,14 +256,11 @@ def is_refusal(error: Exception) -> bool:
     )  # fmt: skip
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, None for other stores."""
-    return Path(uri[len(_SQLITE) :].partition("?")[0]) if uri.startswith(_SQLITE) else None
-
-
-def without_password(uri: str) -> str:
-    """Return the URI without user and password, for messages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _spread(history: Sequence[tuple[int, float]], points: int) -> list[tuple[int, float]]:
+    """Return up to so many points, evenly spread, the first and the last among them."""
+    if len(history) <= points:
+        return list(history)
+    return [history[round(place * (len(history) - 1) / (points - 1))] for place in range(points)]
 
 
 def _stored(run: Any) -> StoredRun:
@@ -245,7 +276,7 @@ def _stored(run: Any) -> StoredRun:
 
 
 def _connect(uri: str) -> Client:
-    defaults = {**_NO_TELEMETRY, **_NO_BARS, **(_IMPATIENT if uri.startswith("http") else {})}
+    defaults = {**_NO_TELEMETRY, **_NO_BARS, **(_IMPATIENT if is_server(uri) else {})}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     if path := sqlite_path(uri):

@@ -8,10 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 
 from unidd_pl.console import say
-from unidd_pl.tracking.journal import Journal
+from unidd_pl.tracking.addresses import sqlite_path, without_password
+from unidd_pl.tracking.journal import DamagedRecordError, Journal
 from unidd_pl.tracking.runs import DEFAULT_OUTBOX, DEFAULT_URI
 from unidd_pl.tracking.sender import ParentWaitsError, Sender
-from unidd_pl.tracking.store import Store, sqlite_path, without_password
+from unidd_pl.tracking.store import Store
 
 
 def sync(outbox: Path, uri: str | None = None) -> int:
@@ -25,13 +26,14 @@ def sync(outbox: Path, uri: str | None = None) -> int:
             MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, where it needs them.
 
     Raises:
-        ValueError: If there is no such outbox, or a store does not take the records: they stay.
+        ValueError: If a store does not take the records, or records are damaged: they stay.
     """
     if not outbox.is_dir():
         say(f"Nothing to send: there is no {outbox}")
         return 0
     open_store = cache(Store)
     done, busy = 0, 0
+    damaged: list[str] = []
     for journal in Journal.waiting(outbox):
         if not journal.lock():
             busy += 1
@@ -41,9 +43,13 @@ def sync(outbox: Path, uri: str | None = None) -> int:
             done += 1
         except ParentWaitsError:
             busy += 1  # with its parent
+        except DamagedRecordError as error:
+            damaged.append(str(error))  # the others are sent all the same
         finally:
             journal.unlock()
     say(f"Sent: {done} run(s) from {outbox}" + (f"; {busy} are being sent by commands that run" if busy else ""))
+    if damaged:
+        raise ValueError("; ".join(damaged))
     return done
 
 
@@ -61,7 +67,7 @@ def _send(journal: Journal, open_store: Callable[[], Store]) -> None:
         sender.send()
         if not sender.ended and sender.run_id is not None:
             open_store().end(sender.run_id, "KILLED", journal.changed)
-    except ParentWaitsError:
+    except (ParentWaitsError, DamagedRecordError):
         raise
     except Exception as error:  # whatever the store, the network or a driver raises, the cure is the same
         raise ValueError(
