@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -444,6 +445,9 @@ class TestCommand:
         Path("other.json").write_text(json.dumps({**content, "rows": rows[1:]}))
         assert "has no row of this set" in refused("--evaluation", "other.json")
         assert "cannot read the evaluation" in refused("--evaluation", "gone.json")
+        for content in ("{", "[1]", '{"rows": []}'):
+            Path("run/evaluation.json").write_text(content)
+            assert re.search(r"cannot read the evaluation run/evaluation.json .*make it again, or", refused())
 
     def test_typos_and_bad_input(self, refused: Refused) -> None:
         assert "layout" in refused("--layout", "pngs")

@@ -114,6 +114,11 @@ class TestTeacher:
         with pytest.raises(ValueError, match=r"about the 100.0 % that its file claims.*--teacher.check false"):
             check_teacher(exchanged, folder_data, tmp_path, CPU)
 
+    @pytest.mark.parametrize("content", ["{", "[1]", '{"accuracy": null}', '{"acc": 1}', ""])
+    def test_a_damaged_measurement_counts_as_none(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "kept.json").write_text(content)
+        assert preflight._kept(tmp_path / "kept.json") is None
+
     @pytest.mark.parametrize(
         ("claim", "chance", "images", "least"),
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_a_point_of_other_settings_is_not_replaced_unasked(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, command(swept, "--set", "model.init_args.lr=0.3"))
     assert "was made with other settings" in message
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"done": true}'])
+def test_a_damaged_note_of_a_point_is_told(swept: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    note = swept / "out/dm_digits_eta_1_seed_0/point.json"
+    kept = note.read_text()
+    note.write_text(content)
+    try:
+        message = refused(capsys, command(swept))
+    finally:
+        note.write_text(kept)
+    assert re.search(rf"{note}: got .*expected .*remove it, and give --overwrite true", message)
 
 
 @pytest.mark.parametrize(

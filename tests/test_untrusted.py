@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from unidd_pl.configs import check_yaml, load_yaml
-from unidd_pl.untrusted import UnreadableTensorsError, parse_json, read_safetensors, read_torch
+from unidd_pl.plain_json import parse_json
+from unidd_pl.untrusted import UnreadableTensorsError, read_safetensors, read_torch
 
 
 class Touch:

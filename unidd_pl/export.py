@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from unidd_pl.exchange.layouts import SCORERS, Companions, Layout, export_set
 from unidd_pl.exchange.plain_teacher import PlainTeacher
 from unidd_pl.label_file import labels_beside
 from unidd_pl.label_store import LabelStore
+from unidd_pl.plain_json import parse_json
 from unidd_pl.protocols import Protocol
 
 
@@ -118,8 +118,10 @@ def _teacher(distilled: DistilledSet, config: Any) -> PlainTeacher:
 def _scores(distilled: DistilledSet, path: Path, given: str | None) -> list[dict[str, Any]]:
     """Return the rows of an evaluation that are of this set alone, as the card shows them."""
     file = Path(given) if given else path.with_name("evaluation.json")
+    if not given and not file.exists():
+        return []
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes(), file)
         protocol = {"protocol": content["protocol"]["name"], "epochs": content["protocol"]["epochs"]}
         rows = [
             {**{key: row[key] for key in ("network", "n", "tail_mean", "last_epoch")}, **protocol}
@@ -127,11 +129,10 @@ def _scores(distilled: DistilledSet, path: Path, given: str | None) -> list[dict
             if row["distilled_set"] == distilled.fingerprint()  # a list where a row averages several sets
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if given:
-            raise ValueError(
-                f"cannot read the evaluation {file} ({error}): expected a file of `unidd evaluate`"
-            ) from error
-        return []
+        raise ValueError(
+            f"cannot read the evaluation {file} ({error}): expected a file of `unidd evaluate`; make it again, or "
+            "give another with --evaluation FILE"
+        ) from error
     if given and not rows:
         raise ValueError(f"the evaluation {file} has no row of this set: give the one that was made of it")
     return rows

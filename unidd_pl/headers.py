@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unidd_pl.untrusted import parse_json
+from unidd_pl.plain_json import parse_json
 
 # One header entry only: safetensors writes several in random order, and equal contents must give equal bytes.
 HEADER_KEY = "unidd_pl"

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from unidd_pl.console import say
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.spectral import Moments
-from unidd_pl.untrusted import parse_json, read_safetensors
+from unidd_pl.untrusted import read_safetensors
 
 PART_FORMAT = "unidd-statistics-part-1"
 

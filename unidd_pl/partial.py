@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.synthetic import ChunkStore, Schedule
-from unidd_pl.untrusted import parse_json
 
 DISTILLED_FILE = "distilled.safetensors"
 CHUNK_FOLDER = "chunks"

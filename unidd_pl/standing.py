@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.sharding import is_first
 from unidd_pl.tracking import StageRun, Tracking
-from unidd_pl.untrusted import parse_json
 
 STANDING_FILE = "standing.json"
 _KEY = re.compile(r"\d+-[0-9a-f]+")  # names of journals; nothing that leads out of the outbox

@@ -19,10 +19,12 @@ from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.fit import CHECKPOINT_FILE, DistillationRun
 from unidd_pl.partial import DISTILLED_FILE
 from unidd_pl.pictures import folder_names
+from unidd_pl.plain_json import read_json
 from unidd_pl.tracking import Tracking
 
 POINT_FILE = "point.json"
 SCORES_FILE = "evaluation.json"
+_CURE = "remove it, and give --overwrite true to make the point anew"
 _LEAST_REAL = 3  # students on real images, the bar of every row
 
 _SHARED = ("data.", "cache_dir", "tracking.")  # keys that fit and evaluation both have
@@ -249,11 +251,17 @@ class _Plan:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What is noted in its folder; empty where nothing is."""
-        try:
-            state: dict[str, Any] = json.loads((self.folder / POINT_FILE).read_text())
-        except (OSError, ValueError):
+        """What is noted in its folder; empty where nothing is.
+
+        Raises:
+            ValueError: If the note is damaged: it may stand for hours of work.
+        """
+        path = self.folder / POINT_FILE
+        if not path.exists():
             return {}
+        state = read_json(path, _CURE)
+        if not (isinstance(state, dict) and isinstance(state.get("digest"), str) and "done" in state):
+            raise ValueError(f"{path}: got other JSON than a sweep writes, expected digest and done; {_CURE}")
         return state
 
     def write(self, *, done: bool) -> None:

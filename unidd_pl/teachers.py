@@ -25,8 +25,9 @@ from unidd_pl.data.module import ImageData
 from unidd_pl.files import atomic_write
 from unidd_pl.networks import build_network, load_weights
 from unidd_pl.networks.checkpoints import count_outputs, take_outputs
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.untrusted import parse_json, read_metadata
+from unidd_pl.untrusted import read_metadata
 
 TEACHER_FORMAT = "unidd-teacher-1"
 _SAME_NORMALISATION = 1e-4  # pixels in [0, 1]; means are often given with four digits

@@ -5,7 +5,6 @@ Legend: a *holder* is what a message calls the thing that was read, such as a pa
 
 from __future__ import annotations
 
-import json
 import mmap
 import pickletools
 import re
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from unidd_pl.plain_json import parse_json
 
 _LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -37,20 +38,6 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 class UnreadableTensorsError(ValueError):
     """A file is no whole safetensors file, or lacks a tensor."""
-
-
-def parse_json(text: str | bytes, holder: object) -> Any:
-    """Return what a JSON text says.
-
-    Raises:
-        ValueError: If it is no JSON, nests too deeply, says a key twice, or holds NaN or an infinity.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError(f"{holder}: got JSON that nests too deeply, expected a few levels: it is damaged") from None
-    except ValueError as error:
-        raise ValueError(f"{holder}: got no proper JSON ({error}), expected it whole: it is damaged") from error
 
 
 def read_safetensors(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,19 +91,6 @@ def read_torch(path: Path) -> Any:
             f"{path}: got a file that cannot be read as a checkpoint ({type(error).__name__}: {reason}), "
             "expected tensors only; save network.state_dict() and check that the file is complete"
         ) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!r} twice")
-    return fields
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"the number {name}")
 
 
 def _check_header(path: Path) -> None:

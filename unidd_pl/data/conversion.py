@@ -21,7 +21,7 @@ from tqdm import tqdm
 from unidd_pl.data.beton import JPEG, LARGEST_SIDE, PAGE_SIZE, PIXELS, Beton, BetonWriter, StoredImage, read_beton
 from unidd_pl.data.images import ImageFiles, open_picture
 from unidd_pl.files import atomic_write
-from unidd_pl.untrusted import parse_json
+from unidd_pl.plain_json import parse_json
 
 MANIFEST_FORMAT = "unidd-beton-1"
 _ANEW = "write it anew with `unidd convert --config … --overwrite true`"

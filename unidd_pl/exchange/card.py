@@ -10,8 +10,8 @@ from typing import Any
 
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.untrusted import parse_json
 
 CARD_NAME = "card.json"
 PAGE_NAME = "README.md"

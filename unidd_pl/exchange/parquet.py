@@ -14,8 +14,8 @@ from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.assembling import GIB, MAX_GIB, decode, encode, stacked
 from unidd_pl.exchange.raw import RawSet
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.untrusted import parse_json
 
 PARQUET_NAME = "train-00000-of-00001.parquet"  # the name by which the Hub finds a split
 IMAGE_COLUMNS = ("image", "img", "images")

@@ -15,8 +15,8 @@ from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.assembling import decode, encode, stacked
 from unidd_pl.exchange.raw import RawSet
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec
-from unidd_pl.untrusted import parse_json
 
 SHARD = 10_000  # samples a tar file
 _PICTURES = ("png", "jpg", "jpeg", "webp", "ppm")
