@@ -12,6 +12,7 @@ import torch
 from unidd_pl.cli import main
 from unidd_pl.data import ImageFolderData
 from unidd_pl.distilled import DistilledSet
+from unidd_pl.evaluate import _json_file
 
 CONFIG = Path(__file__).parent.parent / "configs" / "eval_folder.yaml"
 
@@ -92,3 +93,18 @@ def test_too_much_held_out_is_refused_before_any_training(image_folder: Path, se
     with pytest.raises(SystemExit):
         main(command(image_folder, tmp_path, sets, "--val_split", "0.9"))  # leaves one image of each class
     assert not (tmp_path / "cache").exists()
+
+
+def test_dots_in_names_of_results_stay() -> None:
+    assert [str(_json_file(Path(name))) for name in ("a/run_v1.5", "a/run_v1.5.csv", "x.json")] == [
+        "a/run_v1.5.json", "a/run_v1.5.json", "x.json",
+    ]  # fmt: skip
+
+
+def test_the_picture_of_a_folder_with_dots_is_named_after_it(
+    image_folder: Path, sets: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cfm_v1.5"
+    main(["export", "--distilled", sets[0], "--layout", "png", "--output", str(folder)])
+    main(command(image_folder, tmp_path, [str(folder)], "--seeds", "1"))
+    assert (tmp_path / "cfm_v1.5.png").exists()

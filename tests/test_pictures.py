@@ -89,6 +89,31 @@ def test_picture_shortens_long_names(tmp_path: Path) -> None:
     assert size_of(tmp_path / "p.png")[0] < pictures.MAX_NAME_WIDTH + 64 + 40
 
 
+@pytest.mark.parametrize(("classes", "ipc", "across"), [(3, 4, 1), (30, 1, 4), (100, 10, 3), (1000, 1, 21)])
+def test_no_picture_is_a_strip(tmp_path: Path, classes: int, ipc: int, across: int) -> None:
+    made = make_set(tuple(f"class {i}" for i in range(classes)), ipc=ipc)
+    picture(made, tmp_path / "p.png")
+    canvas = torch.from_numpy(np.array(Image.open(tmp_path / "p.png"))).permute(2, 0, 1)
+    step = 64 + pictures.GAP
+    rows = -(-classes // across)
+    assert canvas.shape[1] == rows * step  # no caption: every class is shown
+    assert canvas.shape[2] % across == 0
+    assert 0.4 < canvas.shape[2] / canvas.shape[1] < 2.5
+    block = canvas.shape[2] // across
+    for label in (0, classes // 2, classes - 1):
+        row, column = divmod(label, across)
+        x, y = (column + 1) * block - ipc * step, row * step
+        source = made.images[made.labels == label][0].repeat_interleave(8, 1).repeat_interleave(8, 2)
+        assert torch.equal(canvas[:, y : y + 64, x : x + 64], source)
+        assert (canvas[:, y : y + 64, column * block : x] < 128).any()  # its name
+
+
+def test_a_folder_with_dots_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "sre2l_v1.5").mkdir()
+    assert pictures.picture_beside(tmp_path / "sre2l_v1.5").name == "sre2l_v1.5.png"
+    assert pictures.picture_beside(tmp_path / "run/distilled.safetensors") == tmp_path / "run/distilled.png"
+
+
 def test_bad_picture_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got p.jpg, expected a name ending in \.png"):
         picture(make_set(), tmp_path / "p.jpg")

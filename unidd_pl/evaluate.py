@@ -21,7 +21,7 @@ from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.files import check_writable
 from unidd_pl.grouping import GroupBy, rows_of_sets, short_names
 from unidd_pl.networks import build_network
-from unidd_pl.pictures import picture
+from unidd_pl.pictures import picture, picture_beside
 from unidd_pl.placement import Placement
 from unidd_pl.preflight import check_labels, check_sets
 from unidd_pl.pretraining import TeacherRecipe
@@ -35,6 +35,8 @@ from unidd_pl.tracking import Tracking
 from unidd_pl.training_sets import TrainingSets
 
 RowChoice = Literal["both", "distilled", "real"]
+
+_SUFFIXES = (".json", ".csv", ".md", ".tex")  # of the results
 
 
 class Evaluation:
@@ -104,7 +106,7 @@ class Evaluation:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
         if len(set(networks)) < max(1, len(networks)):
             raise ValueError(f"networks: got {list(networks)}, expected at least one, each once")
-        self.paths = tuple(distilled)
+        self.paths = tuple(path if path.name else path.absolute() for path in distilled)  # "." has no name
         loaded = [read_set(path, data.spec, description) for path in self.paths]
         groups = rows_of_sets(self.paths, loaded, group_by, list(ROW_NAMES.values()))
         self.sets = dict(zip(short_names(self.paths), loaded, strict=True))
@@ -132,7 +134,7 @@ class Evaluation:
         self.accelerator = accelerator
         self.precision = precision
         self.placement = placement or Placement()
-        self.output = (output or self.paths[0].with_name("evaluation.json")).with_suffix(".json")
+        self.output = _json_file(output or self.paths[0].with_name("evaluation.json"))
         self.config = config
         self.rows = rows
         self.parent = parent
@@ -225,15 +227,12 @@ class Evaluation:
 
     def _report(self, comparison: Comparison, records: EvaluationRecords) -> None:
         images = {
-            one.fingerprint(): path.with_suffix(".png")
-            for path, one in zip(self.paths, self.sets.values(), strict=True)
+            one.fingerprint(): picture_beside(path) for path, one in zip(self.paths, self.sets.values(), strict=True)
         }
         for image, one in zip(images.values(), self.sets.values(), strict=True):
             if not image.exists():
                 picture(one, image)
-        records.finish(
-            comparison, [self.output.with_suffix(suffix) for suffix in (".json", ".csv", ".md", ".tex")], images
-        )
+        records.finish(comparison, [self.output.with_suffix(suffix) for suffix in _SUFFIXES], images)
         say(f"\n{comparison.table()}\n")
         say(f"Figures: {self.output} (and .csv, .md, .tex)")
         for image in images.values():
@@ -254,3 +253,8 @@ def _common(what: str, values: Mapping[str, Any]) -> Any:
             f"the distilled sets differ in {what} ({shown}), expected one for a table: evaluate them apart"
         )
     return next(iter(values.values()))
+
+
+def _json_file(path: Path) -> Path:
+    """Return the name of the results: a suffix of theirs is replaced, any other dot belongs to the name."""
+    return path.with_suffix(".json") if path.suffix in _SUFFIXES else path.with_name(f"{path.name}.json")

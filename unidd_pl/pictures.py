@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +25,16 @@ GAP = 2  # px between tiles
 MARGIN = 8  # px around names and caption
 FONT_SIZE = 15  # px
 MAX_NAME_WIDTH = 240  # px; longer class names end in an ellipsis
+SHORT_NAME_WIDTH = 110  # px; likewise, where classes stand beside each other
+_STRIP = 2  # times as high as wide: from there on classes stand beside each other
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def picture(distilled: DistilledSet, path: str | Path, *, per_class: int = 10, min_tile: int = 64) -> None:
     """Draw the set as one PNG: a row a class, with its name at the left, a column an image.
 
+    Where that would be a strip, as of 1,000 classes with an image each, several classes stand in a row.
     Images are enlarged by one whole factor without interpolation, so every tile pixel is a pixel of the set;
     they are never shrunk. Classes and images beyond a side of 4096 px are left out, and a caption says so.
 
@@ -47,6 +55,11 @@ def picture(distilled: DistilledSet, path: str | Path, *, per_class: int = 10, m
     canvas = _draw(distilled, per_class, min_tile)
     with atomic_write(path) as temporary:
         canvas.save(temporary, format="PNG")
+
+
+def picture_beside(path: Path) -> Path:
+    """Return the PNG file beside a set: that of a file has its name, that of a folder its whole name, dots and all."""
+    return path.with_name(f"{path.name}.png") if path.is_dir() else path.with_suffix(".png")
 
 
 def card(distilled: DistilledSet) -> str:
@@ -107,51 +120,93 @@ def _to_pillow(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
 
 
+@dataclass(frozen=True)
+class _Sheet:
+    """Where everything of a picture lies; all but the counts in px.
+
+    Args:
+        across: Classes beside each other.
+        rows: Rows of classes.
+        columns: Images of a class.
+        left: Width of the names.
+        step: From tile to tile.
+    """
+
+    across: int
+    rows: int
+    columns: int
+    left: int
+    step: int
+
+    @property
+    def block(self) -> int:
+        """Width of a class: its name and its images."""
+        return self.left + self.columns * self.step
+
+    def corner(self, place: int) -> tuple[int, int]:
+        """Return the left and the upper edge of a class."""
+        row, column = divmod(place, self.across)
+        return column * self.block, row * self.step
+
+
+def _layout(names: Sequence[str], images: int, step: int, font: Font) -> _Sheet:
+    """Choose how many classes stand beside each other: one where that is no strip, else as many as make a square."""
+    widest = max(font.getlength(name) for name in names)
+    left = round(min(widest, MAX_NAME_WIDTH)) + 2 * MARGIN
+    most_rows = max(1, (MAX_SIDE - FONT_SIZE - 2 * MARGIN) // step)
+    columns = min(images, max(1, (MAX_SIDE - left) // step))
+    across = 1
+    if len(names) * step > _STRIP * (left + columns * step):
+        left = round(min(widest, SHORT_NAME_WIDTH)) + 2 * MARGIN
+        block = left + columns * step
+        across = max(1, min(round(math.sqrt(len(names) * step / block)), MAX_SIDE // block))
+    return _Sheet(across, min(-(-len(names) // across), most_rows), columns, left, step)
+
+
 def _draw(distilled: DistilledSet, per_class: int, min_tile: int) -> Image.Image:
-    """Lay out the picture: names at the left, tiles, and a caption where something is left out."""
+    """Draw the picture: names at the left of their images, and a caption where something is left out."""
     font = ImageFont.load_default(FONT_SIZE)
     present = torch.unique(distilled.labels).tolist()
     positions = [torch.nonzero(distilled.labels == label).view(-1).tolist() for label in present]
+    names = [" ".join(distilled.class_names[label].split()) for label in present]  # Pillow cannot measure two lines
     size = distilled.spec.image_size
-    factor = -(-min_tile // size)
-    step = max(size * factor, FONT_SIZE) + GAP  # px from tile to tile: never so close that names overlap
-
-    names = [_shorten(distilled.class_names[label], font) for label in present]
-    left = round(max(font.getlength(name) for name in names)) + 2 * MARGIN
-    bottom = FONT_SIZE + 2 * MARGIN
+    side = size * -(-min_tile // size)
+    step = max(side, FONT_SIZE) + GAP  # never so close that names overlap
     wanted = min(per_class, max(len(row) for row in positions))
-    columns = min(wanted, max(1, (MAX_SIDE - left) // step))
-    rows = min(len(present), max(1, (MAX_SIDE - bottom) // step))
-    caption = _caption(rows, len(present), columns, wanted)
-    width = max(left + columns * step, round(font.getlength(caption)) + 2 * MARGIN)
+    sheet = _layout(names, wanted, step, font)
 
-    canvas = Image.new("RGB", (width, rows * step + (bottom if caption else 0)), "white")
+    shown = min(len(present), sheet.rows * sheet.across)
+    caption = _caption(shown, len(present), sheet.columns, wanted)
+    width = max(sheet.across * sheet.block, round(font.getlength(caption)) + 2 * MARGIN)
+    height = sheet.rows * step + (FONT_SIZE + 2 * MARGIN if caption else 0)
+    canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
-    for row in range(rows):
-        draw.text((MARGIN, row * step + (step - GAP) // 2), names[row], "black", font, anchor="lm")
-        for column, position in enumerate(positions[row][:columns]):
+    for place in range(shown):
+        x, y = sheet.corner(place)
+        name = _shorten(names[place], font, sheet.left - 2 * MARGIN)
+        draw.text((x + MARGIN, y + (step - GAP) // 2), name, "black", font, anchor="lm")
+        for column, position in enumerate(positions[place][: sheet.columns]):
             tile = _to_pillow(distilled.images[position]).convert("RGB")
-            tile = tile.resize((size * factor, size * factor), Image.Resampling.NEAREST)
-            canvas.paste(tile, (left + column * step, row * step))
-    draw.text((MARGIN, rows * step + MARGIN), caption, "black", font)
+            tile = tile.resize((side, side), Image.Resampling.NEAREST)
+            canvas.paste(tile, (x + sheet.left + column * step, y))
+    draw.text((MARGIN, sheet.rows * step + MARGIN), caption, "black", font)
     return canvas
 
 
-def _caption(rows: int, classes: int, columns: int, wanted: int) -> str:
+def _caption(shown: int, classes: int, columns: int, wanted: int) -> str:
     """Say what is left out; empty where nothing is."""
     parts = []
-    if rows < classes:
-        parts.append(f"the first {rows} of {classes} classes")
+    if shown < classes:
+        parts.append(f"the first {shown} of {classes} classes")
     if columns < wanted:
         parts.append(f"{columns} of {wanted} images a class")
     return f"Shown: {', '.join(parts)}" if parts else ""
 
 
-def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cut a name to the widest column of names, ending in an ellipsis; a line break becomes a space."""
-    name = " ".join(name.split())
-    if font.getlength(name) <= MAX_NAME_WIDTH:
+def _shorten(name: str, font: Font, width: float) -> str:
+    """Cut a name to a width, ending in an ellipsis."""
+    if font.getlength(name) <= width + 1:  # the width is rounded
         return name
-    while font.getlength(name + "…") > MAX_NAME_WIDTH:
+    while name and font.getlength(name + "…") > width:
         name = name[:-1]
     return name + "…"
