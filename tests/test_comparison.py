@@ -16,6 +16,9 @@ from unidd_pl.scores import StudentScore, mean_and_std, paired_difference
 from unidd_pl.tables import latex_table
 
 
+NOISE = ((0, 0.0), (1, 1e-4), (2, -1e-4))  # of the students, by seed
+
+
 def score(seed: int, *accuracies: float) -> StudentScore:
     """Return a score at epochs 1, 2, …, the last two of them the tail."""
     count = len(accuracies)
@@ -172,6 +175,12 @@ class TestPairedDifference:
         # tail means 62, 69 against 55, 55
         assert last[:4] == ["distilled", "convnet-w8-d2", "2", "+10.5"]
         assert comparison.to_dict()["rows"][0]["difference_to_real"]["mean"] == pytest.approx(0.105)
+
+    def test_no_p_value_is_shown_as_zero(self, comparison: Comparison) -> None:
+        ours = Row("distilled", "convnet-w8-d2", [score(seed, 0.2, 0.6 + noise, 0.6 + noise) for seed, noise in NOISE])
+        real = Row("real images", "convnet-w8-d2", [score(seed, 0.2, 0.5, 0.5) for seed, _ in NOISE])
+        comparison.rows = [ours, real]
+        assert comparison.table().splitlines()[-1].split()[-1] == "<0.001"
 
 
 def test_latex_escapes_what_latex_would_read() -> None:

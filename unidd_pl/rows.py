@@ -18,6 +18,7 @@ from unidd_pl.scores import (
 )
 
 PERCENT = 100
+LEAST_P = 0.001  # smaller p-values are shown as that: nothing is certain
 REAL_ROW = "real images"  # drawn at random; what every other row is held against
 
 Cells = tuple[list[str], list[list[str]]]
@@ -141,7 +142,7 @@ def difference_cells(rows: Sequence[Row], reference: str) -> Cells:
             str(one.n),
             f"{PERCENT * one.mean:+.1f}",
             f"{PERCENT * one.low:+.1f} to {PERCENT * one.high:+.1f}",
-            f"{one.p_value:.3f}",
+            "<0.001" if one.p_value < LEAST_P else f"{one.p_value:.3f}",
         ]
         for (name, network), one in differences_to(rows, reference).items()
         if one.n > 1
