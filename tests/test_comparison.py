@@ -15,7 +15,6 @@ from unidd_pl.rows import Row, seeds_then_rows
 from unidd_pl.scores import StudentScore, mean_and_std, paired_difference
 from unidd_pl.tables import latex_table
 
-
 NOISE = ((0, 0.0), (1, 1e-4), (2, -1e-4))  # of the students, by seed
 
 
