@@ -107,11 +107,12 @@ def plain(real: RealSide, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(autouse=True)
 def _handlers_stay() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     yield
-    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, before[1])
+    signal.signal(signal.SIGUSR1, before[2])
     assert after == before
 
 
@@ -325,7 +326,7 @@ class TestResume:
         assert probe.accuracies == whole.accuracies
         assert second.chunks() == plain.chunks()
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     def test_a_signal_in_a_probe_ends_it_and_it_is_made_up_for(
         self, number: signal.Signals, real: RealSide, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

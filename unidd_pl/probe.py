@@ -21,7 +21,7 @@ from unidd_pl.evaluation import TrainingSet
 from unidd_pl.networks import build_network
 from unidd_pl.protocols import Protocol
 from unidd_pl.ranks import rank
-from unidd_pl.resume import ResumePoint, ended_by_ctrl_c
+from unidd_pl.resume import ResumePoint, ended_by_signals
 from unidd_pl.scores import Figure, mean_and_std
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.stopping import reason_to_stop
@@ -181,7 +181,7 @@ class ProbeCallback(L.Callback):
             return  # the resumed run makes up for it
         started = time.perf_counter()
         try:
-            with isolate_rng(), ended_by_ctrl_c():
+            with isolate_rng(), ended_by_signals():
                 scores = self._scores(trainer.strategy.root_device, module, made)
         except (Stopped, KeyboardInterrupt) as stop:
             if point is not None and point.stopping:

@@ -137,28 +137,32 @@ class ResumePoint(L.Callback):
 
 
 @contextmanager
-def ended_by_ctrl_c() -> Iterator[None]:
-    """End what is done within a run at the first Ctrl-C; the run's own handler alone would wait until it is complete.
+def ended_by_signals() -> Iterator[None]:
+    """End what is done within a run at the first Ctrl-C or SIGUSR1; the run's own handler waits until it is complete.
+
+    SIGTERM is not among them: Lightning's own Trainer, where one runs in the block, ends at it.
 
     Raises:
-        KeyboardInterrupt: Where Ctrl-C is pressed, after that handler was called.
+        KeyboardInterrupt: Where one comes, after that handler was called.
     """
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    previous = {number: handler for number, handler in handlers.items() if callable(handler)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if callable(previous):
-            previous(number, frame)
+        previous[signal.Signals(number)](number, frame)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
+    for number in previous:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is stop:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 @contextmanager
