@@ -85,8 +85,10 @@ class FactoredMoments:
             base: (c, c) `kept_part` of them; the caller makes it once a chunk.
             scatter_between: As in `Moments.merge`.
         """
-        narrow = Moments(self.count, self.mean, base, self.label_weight, self.label_mean)
-        merged = replace(done, ffc=base).merge(narrow, scatter_between=False)
+        # Without Ψ, which is in the base already: two (0, 0) stand for it.
+        none = base.new_zeros(0, 0)
+        narrow = Moments(self.count, self.mean, none, self.label_weight, self.label_mean)
+        merged = replace(done, ffc=none).merge(narrow, scatter_between=False)
         share = self.count / merged.count
         factor = self.factor * share.sqrt()
         if scatter_between:
