@@ -59,8 +59,9 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 def measure(axis: Axis, repeats: int, *, cpu_time: bool) -> dict[str, Any]:
     """Time one axis; print it and return the figures."""
-    steps = {f"ours {value}": make_step(case) for value, case in axis.cases.items()}
-    steps |= {f"floor {value}": make_step(case.without_loss()) for value, case in axis.cases.items()}
+    cases = {value: case.as_run() for value, case in axis.cases.items()}
+    steps = {f"ours {value}": make_step(case) for value, case in cases.items()}
+    steps |= {f"floor {value}": make_step(case.without_loss()) for value, case in cases.items()}
     typical = medians(times_in_turn(steps, repeats, cpu_time=cpu_time))
     values = list(axis.cases)
     ours = [typical[f"ours {value}"] for value in values]
@@ -82,7 +83,7 @@ def measure_threads(repeats: int) -> dict[str, Any]:
     before, times = torch.get_num_threads(), {}
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
-        case = Case(images=40)
+        case = Case(images=40).as_run()
         times[threads] = medians(
             times_in_turn({"ours": make_step(case), "floor": make_step(case.without_loss())}, repeats)
         )

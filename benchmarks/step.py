@@ -22,7 +22,6 @@ import torch
 from steps import Case, circumstances, make_step, medians, start, times_in_turn, write
 
 from unidd_pl.console import say
-from unidd_pl.layout import memory_format
 
 CASES = (Case("convnet-w128-d3", 10), Case("convnet-w128-d3", 100), Case("resnet18", 10))
 TRICKS = {
@@ -37,7 +36,7 @@ TRICKS = {
 def variants(case: Case, *, tricks: bool) -> dict[str, Case]:
     """Return the steps that are timed against each other: floor and ours in the layout of a run on this device."""
     cached = replace(case, loss="reference")
-    ours = replace(case, channels_last=memory_format(torch.device(case.device)) == torch.channels_last)
+    ours = case.as_run()
     chosen = {"floor": ours.without_loss(), "ours": ours, "reference": replace(cached, cached=False), "cached": cached}
     if tricks:
         chosen |= {"floor, channels first": case.without_loss()}

@@ -23,7 +23,7 @@ from unidd_pl.augmentation import random_shared_view
 from unidd_pl.comparison import environment
 from unidd_pl.features import FeatureTap, conv_layers
 from unidd_pl.files import atomic_write
-from unidd_pl.layout import passings
+from unidd_pl.layout import memory_format, passings
 from unidd_pl.networks import build_network
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
@@ -88,6 +88,10 @@ class Case:
     def without_loss(self) -> Case:
         """Return the floor of this case: the same step without its spectral loss."""
         return replace(self, loss="none")
+
+    def as_run(self) -> Case:
+        """Return this case laid out as a run lays it out on its device."""
+        return replace(self, channels_last=memory_format(torch.device(self.device)) == torch.channels_last)
 
     @property
     def spec(self) -> DatasetSpec:
