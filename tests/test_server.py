@@ -1,4 +1,4 @@
-"""The server of docker/compose.yaml, run here on loopback: accounts, allowed hosts, no password by default."""
+"""The server of docker/compose.yaml, run here on loopback: accounts, hosts, no password by default, and its death."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kill import Process, free_port, measure
+from test_server_kill import check
 
 ROOT = Path(__file__).parent.parent
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -30,61 +29,6 @@ pytestmark = [
     pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: apt-get install postgresql"),
     pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} missing: pip install 'unidd-pl[server]'"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-@dataclass
-class Server:
-    """The MLflow server of docker/serve_mlflow.sh."""
-
-    folder: Path
-    postgres: int
-    password: str
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self.folder),
-            "POSTGRES": f"127.0.0.1:{self.postgres}",
-            "POSTGRES_PASSWORD": self.password,
-            "MLFLOW_ADMIN_PASSWORD": self.password,
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.password,
-            "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{self.port}",
-            "ARTIFACTS": str(self.folder / "artifacts"),
-            "HOST_ADDRESS": "127.0.0.1",
-            "PORT": str(self.port),
-        }
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                ["sh", str(ROOT / "docker/serve_mlflow.sh")], env=environment, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        for _ in range(600):
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError((self.folder / "server.log").read_text()[-3000:])
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +62,43 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, st
         run([*control, "-mimmediate", "stop"])
 
 
-@pytest.fixture(scope="module")
-def server(postgres: tuple[int, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server"), *postgres, free_port())
-    one.start()
+@pytest.fixture
+def server(postgres: tuple[int, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The server of docker/serve_mlflow.sh, not started yet."""
+    folder = tmp_path_factory.mktemp("server")
+    (database, password), port = postgres, free_port()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "POSTGRES": f"127.0.0.1:{database}",
+        "POSTGRES_PASSWORD": password,
+        "MLFLOW_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": password,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port}",
+        "ARTIFACTS": str(folder / "artifacts"),
+        "HOST_ADDRESS": "127.0.0.1",
+        "PORT": str(port),
+    }
+    account = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+    one = Process(folder, ["sh", str(ROOT / "docker/serve_mlflow.sh")], environment, port, account)
     yield one
     one.kill()
 
 
-def test_accounts_and_hosts(server: Server) -> None:
+def test_killed_in_the_middle_of_a_fit(
+    server: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in server.account.items():
+        monkeypatch.setenv(key, value)
+    result = measure(server, tmp_path, signal.SIGKILL)
+    with capsys.disabled():
+        sys.stdout.write(f"\nPostgreSQL: {result}\n")
+    check(result)
+
+
+def test_accounts_and_hosts(server: Process) -> None:
+    server.start()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{server.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
     assert refused.value.code == 401
