@@ -1,6 +1,6 @@
 """Take the MLflow server away in the middle of a fit: does the fit go on as fast, and is nothing missing afterwards?
 
-    python benchmarks/server_kill.py [--how KILL|STOP] [--iterations 150] [--json FILE]
+    python benchmarks/server_kill.py [--how KILL|STOP] [--iterations 60] [--json FILE]
 
 A real `mlflow server` process on loopback records a distillation of the digits. Once it has taken records it is killed
 (KILL), or stopped so that it takes connections and never answers (STOP). The fit's own record says when each iteration
@@ -214,7 +214,7 @@ def speeds(times: list[tuple[int, float]], moment: float) -> dict[str, float]:
     return found
 
 
-def measure(server: AnyServer, folder: Path, how: int, iterations: int = 150) -> dict[str, Any]:
+def measure(server: AnyServer, folder: Path, how: int, iterations: int = 60) -> dict[str, Any]:
     """Do all of it; the server runs in the end, and the caller ends it.
 
     Returns:
@@ -243,7 +243,7 @@ def main() -> None:
     """Measure on a SQLite server and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--how", choices=["KILL", "STOP"], default="KILL")
-    parser.add_argument("--iterations", type=int, default=150, help="of a round; there are ten")
+    parser.add_argument("--iterations", type=int, default=60, help="of a round; there are ten")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -15,7 +15,7 @@ from unidd_pl.study import Facet, Study, StudyRow
 from unidd_pl.tables import markdown_table
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; overflow-wrap: anywhere; }
 body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; } th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid #ddd; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } img { max-width: 100%; }
