@@ -149,7 +149,8 @@ def sharded_trainer_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         count = 0
     if count < 1:
         raise ValueError(f"got trainer.devices {devices}, expected how many processes share a chunk, for example 2")
-    plugins = {} if arguments.get("plugins") else {"plugins": slurm_plugins()}
+    slurm = slurm_plugins()
+    plugins = {"plugins": slurm} if slurm and not arguments.get("plugins") else {}
     if count * nodes == 1:
         return {"devices": 1, **plugins}
     if arguments.get("strategy") not in (None, "auto"):
