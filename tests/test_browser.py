@@ -1,4 +1,4 @@
-"""The report as headless Chromium shows it."""
+"""The report and MLflow's own pages over a study, as headless Chromium shows them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from chromium import CHROMIUM, MISSING, Page
+from server_kill import Process, plain_server
 from test_compare import compare, distil, evaluate
 
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.pictures import picture
-from unidd_pl.tracking import Tracking
+from unidd_pl.tracking import Store, Tracking
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,3 +87,49 @@ def test_figures_of_a_report_are_there_and_fit(page: Page, tmp_path: Path) -> No
     for width in (1400, 420):
         page.resize(width, 900)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """A distillation with an evaluation below it, and a report on both."""
+    folder = tmp_path_factory.mktemp("study")
+    tracking = Tracking(f"sqlite:///{folder}/mlflow.db", "seen")
+    distil(tracking, "cfm", "x")
+    evaluate(tracking, "scored", "x", [0.5, 0.6])
+    compare(tracking, folder / "out", "--title", "The report")
+    return tracking
+
+
+@pytest.fixture(scope="module")
+def server(study: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """MLflow's pages over it."""
+    one = plain_server(tmp_path_factory.mktemp("server"))
+    one.command[one.command.index("--backend-store-uri") + 1] = study.uri
+    one.start()
+    yield one
+    one.kill()
+
+
+def test_mlflow_shows_runs_the_chart_of_beta_and_the_report(page: Page, study: Tracking, server: Process) -> None:
+    page.resize(1500, 950)
+    store = Store(study.uri)
+    experiment = store.experiment_id("seen")
+    runs = {run.tags["stage"]: run for run in store.runs(str(experiment))}
+
+    page.open(f"{server.uri}/#/experiments/{experiment}/runs")
+    page.wait_for_text("cfm_x")
+    page.wait_for_text("3 matching runs")
+    assert "The report" in page.text()
+    assert "scored" not in page.text()  # it is nested, and its parent is folded
+
+    chart = f'metric?runs=["{runs["distillation"].run_id}"]&metric="beta"&experiments=["{experiment}"]'
+    page.open(f'{server.uri}/#/{chart}&plot_metric_keys=["beta"]')
+    page.wait(lambda: "cfm_x (beta)" in page.text(), "the legend of the chart of β", 180)
+    curves = "document.querySelectorAll('.js-plotly-plot .trace').length"  # also that of the slider below, where drawn
+    page.wait(lambda: page.evaluate(curves) >= 1, "the curve of β", 180)
+    assert "0.1 (step=0)" in page.text()
+
+    page.open(f"{server.uri}/#/experiments/{experiment}/runs/{runs['report'].run_id}/artifacts/report.html")
+    frame = "document.querySelector('iframe')"
+    page.wait(lambda: page.evaluate(f"{frame} !== null && {frame}.clientHeight > 200"), "the report in its frame", 180)
+    assert "<h1>The report</h1>" in page.evaluate(f"fetch({frame}.src).then(answer => answer.text())")

@@ -258,8 +258,13 @@ class TestCommands:
                 "--output", "stopped.json",
             ],
         }[stage]  # fmt: skip
+        # A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
+        program = (
+            "import signal, sys; from unidd_pl.cli import main;"
+            "signal.signal(signal.SIGINT, signal.default_int_handler); main(sys.argv[1:])"
+        )
         process = subprocess.Popen(
-            [sys.executable, "-m", "unidd_pl.cli", *arguments, "--tracking.enabled", "false"],
+            [sys.executable, "-c", program, *arguments, "--tracking.enabled", "false"],
             cwd=workplace, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         assert process.stderr is not None

@@ -23,7 +23,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 figure { margin: 0; } figcaption { font-weight: 600; } .note { color: #666; } code { font-size: 85%; }
 .low::before, .high::before, .low-to-high::before { content: "\\25CF"; padding-right: .4em; }
 .low::before { color: #0072B2; } .high::before { color: #D55E00; } .low-to-high::before { color: #009E73; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } th { overflow-wrap: normal; } td { overflow-wrap: break-word; max-width: 24em; }
 """
 _HEAD = (
     "method",
