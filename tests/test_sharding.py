@@ -179,7 +179,7 @@ def test_torchrun_and_the_config_have_to_agree(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     arguments = sharded_trainer_arguments({})
     assert (arguments["devices"], arguments["num_nodes"], arguments["use_distributed_sampler"]) == (2, 2, False)
-    with pytest.raises(ValueError, match=r"got trainer\.devices 3, but torchrun has started 2 processes"):
+    with pytest.raises(ValueError, match=r"got trainer\.devices 3, but torchrun or srun has started 2 processes"):
         sharded_trainer_arguments({"devices": 3})
 
 
