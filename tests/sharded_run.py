@@ -24,7 +24,7 @@ from unidd_pl.distributed import all_rows, merge_over_ranks
 from unidd_pl.features import conv_layers
 from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
-from unidd_pl.ranks import own_rows, rank, world_size
+from unidd_pl.ranks import leave_processes, own_rows, rank, world_size
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import ResumePoint, fit_from
 from unidd_pl.sharding import sharded_trainer_arguments
@@ -205,6 +205,7 @@ def main() -> None:
         seen |= {name: closed_form(*case) for name, case in LOSSES.items()}
     if rank() == 0:
         torch.save({**seen, "world size": world_size()}, given.output / f"{world_size()}.pt")
+    leave_processes()
 
 
 if __name__ == "__main__":

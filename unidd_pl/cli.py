@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_large_blocks()
     try:
         _dispatch(arguments)
+        if "torch.distributed" in sys.modules:  # else there is nothing to leave, and torch takes seconds
+            import_module("unidd_pl.ranks").leave_processes()
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT, "stopped")  # a shell's convention
     except Stopped as stop:

@@ -28,3 +28,9 @@ def rows_of_rank(count: int, rank: int, ranks: int) -> slice:
 def own_rows(count: int) -> slice:
     """Return which of `count` rows this process holds."""
     return rows_of_rank(count, rank(), world_size())
+
+
+def leave_processes() -> None:
+    """Leave the process group, if there is one: its threads may abort a process that ends with them running."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
