@@ -30,11 +30,11 @@ pytestmark = [pytest.mark.ddp, pytest.mark.timeout(900)]  # each process imports
 HERE = Path(__file__).parent
 
 
-def torchrun(processes: int, *command: str, timeout: int = 500, port: int) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *command: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     return subprocess.run(
-        [*launcher, "--master-port", str(port), *command],
+        [*launcher, "--standalone", *command],  # on a free port: another suite may be running
         check=False, capture_output=True, text=True, timeout=timeout, env=environment,
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What 1, 2 and 4 processes see."""
     folder = tmp_path_factory.mktemp("sharded")
     for processes in (1, 2, 4):
-        done = torchrun(processes, str(HERE / "sharded_run.py"), str(folder), port=29_610 + processes)
+        done = torchrun(processes, str(HERE / "sharded_run.py"), str(folder))
         assert done.returncode == 0, done.stderr[-3000:]
     return {processes: torch.load(folder / f"{processes}.pt") for processes in (1, 2, 4)}
 
@@ -138,7 +138,7 @@ def test_fit_over_two_processes_from_end_to_end(how: str, tmp_path: Path) -> Non
         "--model.init_args.ipc", "2", "--teacher.epochs", "1", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     if how == "torchrun":
-        done = torchrun(2, "-m", "unidd_pl.cli", *options, port=29_621)
+        done = torchrun(2, "-m", "unidd_pl.cli", *options)
     else:
         command = [sys.executable, "-m", "unidd_pl.cli", *options, "--trainer.devices", "2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
