@@ -370,8 +370,13 @@ class TestResume:
             callbacks=[CurriculumCallback(CosineCurriculum()), Scripted(0.5, happens=press)],
             enable_model_summary=False,
         )  # fmt: skip
-        with quiet_lightning(), pytest.raises(Stopped, match=r"Stopped in the probe after round 1\. Go on with"):
-            trainer.fit(run.module)
+        # A shell starts what runs in its background with Ctrl-C ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with quiet_lightning(), pytest.raises(Stopped, match=r"Stopped in the probe after round 1\. Go on with"):
+                trainer.fit(run.module)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_probes_of_other_settings_are_not_compared(
         self, real: RealSide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
