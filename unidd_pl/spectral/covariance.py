@@ -74,10 +74,7 @@ class _CovarianceOfRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, passing: Passing) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.passing = passing
-        rows = _rows(features)
-        pooled = _pooled(rows, len(features))
+        rows, pooled = _entered(ctx, features, passing)
         mean = pooled.mean(dim=0)
         centred = rows - mean if passing.centred else rows
         ffc = _gram(centred).div_(len(rows))
@@ -103,10 +100,7 @@ class _ThinFactor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, passing: Passing) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.passing = passing
-        rows = _rows(features)
-        pooled = _pooled(rows, len(features))
+        rows, pooled = _entered(ctx, features, passing)
         ctx.save_for_backward(features)
         return features, (rows - pooled.mean(dim=0)).mul_(len(rows) ** -0.5).T, pooled
 
@@ -157,6 +151,14 @@ class _CovarianceOfColumns(torch.autograd.Function):
             return gradient, None
         in_place = ctx.passing.owned and passed.dtype == gradient.dtype
         return passed.add_(gradient) if in_place else (passed + gradient).to(passed.dtype), None
+
+
+def _entered(ctx: Any, features: Tensor, passing: Passing) -> tuple[Tensor, Tensor]:
+    """Return X and the features pooled, and note for the way back how the features pass."""
+    ctx.set_materialize_grads(False)
+    ctx.passing = passing
+    rows = _rows(features)
+    return rows, _pooled(rows, len(features))
 
 
 def _widened(features: Tensor) -> Tensor:
