@@ -15,6 +15,7 @@ from unidd_pl.cli import main
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import conv_layers
 from unidd_pl.networks import build_network
+from unidd_pl.real_side import RealSide
 from unidd_pl.statistics import Statistics, gather_statistics
 from unidd_pl.teachers import Teacher, freeze
 
@@ -75,6 +76,12 @@ def tiny_teacher(folder_data: ImageFolderData, tmp_path_factory: pytest.TempPath
 def tiny_statistics(tiny_teacher: Teacher, folder_data: ImageFolderData) -> Statistics:
     """Moments of all convolution inputs of `tiny_teacher` over the training images, signal ``mean``."""
     return gather_statistics(tiny_teacher, folder_data, conv_layers(tiny_teacher.network), "mean", batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
+    """What a distillation of `folder_data` is compared with."""
+    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
 @pytest.fixture

@@ -13,13 +13,10 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
 
 from unidd_pl.curriculum import CurriculumCallback
-from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.real_side import RealSide
 from unidd_pl.spectral import CFM, ConstantCurriculum, CosineCurriculum, Curriculum, LinearCurriculum
-from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore
-from unidd_pl.teachers import Teacher
 from unidd_pl.training import quiet_lightning
 
 
@@ -55,11 +52,6 @@ class MetricRecorder(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
-
-
-@pytest.fixture
-def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
-    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
 def fit(module: L.LightningModule, max_epochs: int, *callbacks: L.Callback, logger: Logger | bool = False) -> None:

@@ -50,11 +50,6 @@ def statistics_by_signal(
     }
 
 
-@pytest.fixture
-def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
-    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
-
-
 @pytest.fixture(scope="module")
 def finished(
     tiny_teacher: Teacher,

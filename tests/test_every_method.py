@@ -19,16 +19,11 @@ from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import Running
 from unidd_pl.spectral import CFM, METHODS, MTT, Method, Moments, QuantileCurriculum, Signal, SRe2L
 from unidd_pl.stages import statistics_stage
-from unidd_pl.statistics import Statistics, StatisticsRecipe, running_statistics
+from unidd_pl.statistics import StatisticsRecipe, running_statistics
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import Tracking
 from unidd_pl.training import quiet_lightning
-
-
-@pytest.fixture
-def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
-    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
 @pytest.mark.parametrize("method", [kind() for kind in METHODS], ids=lambda method: method.name)

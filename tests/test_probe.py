@@ -21,7 +21,6 @@ from lightning.pytorch.loggers.logger import Logger
 
 from unidd_pl.console import Stopped
 from unidd_pl.curriculum import CurriculumCallback
-from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluation import EvalModule, TrainingSet, train_student
@@ -31,10 +30,8 @@ from unidd_pl.real_side import RealSide
 from unidd_pl.resume import Interrupted, ResumePoint
 from unidd_pl.spectral import CFM, CosineCurriculum
 from unidd_pl.starts import Collage, NoiseStart, RealStart, Start
-from unidd_pl.statistics import Statistics
 from unidd_pl.stopping import reason_to_stop
 from unidd_pl.synthetic import ChunkStore
-from unidd_pl.teachers import Teacher
 from unidd_pl.training import quiet_lightning
 
 HERE = Path(__file__).parent
@@ -90,11 +87,6 @@ class Run:
 
     def chunks(self) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in (self.folder / "chunks").iterdir()}
-
-
-@pytest.fixture(scope="module")
-def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
-    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
 @pytest.fixture(scope="module")

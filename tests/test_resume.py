@@ -19,12 +19,10 @@ import pytest
 import torch
 
 from unidd_pl.curriculum import CurriculumCallback
-from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import Interrupted, ResumePoint
 from unidd_pl.spectral import CFM, HFM, LFM, ConstantCurriculum, CosineCurriculum
-from unidd_pl.statistics import Statistics
 from unidd_pl.synthetic import ChunkStore, Position
 from unidd_pl.teachers import Teacher
 from unidd_pl.training import quiet_lightning
@@ -107,11 +105,6 @@ class Run:
 
     def chunks(self) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in (self.folder / "chunks").iterdir()}
-
-
-@pytest.fixture(scope="module")
-def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageFolderData) -> RealSide:
-    return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
 @pytest.fixture(scope="module")
