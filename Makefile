@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-evaluation bench-labels bench-loading faults check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-scale bench-evaluation bench-labels bench-loading faults check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,10 @@ bench: $(INSTALLED)  ## time a distillation step, its parts and how it scales; o
 	$(BIN)/python benchmarks/step.py --tricks --output runs/bench/step.json
 	$(BIN)/python benchmarks/scaling.py --output runs/bench/scaling.json
 	$(BIN)/python benchmarks/gpu.py --output runs/bench/gpu.json
+
+bench-scale: $(INSTALLED)  ## time two processes that share a chunk against one; what 8 and 64 GPUs would exchange (minutes)
+	$(BIN)/python benchmarks/scale.py --output runs/bench/scale.json
+	$(BIN)/python benchmarks/scale.py --project runs/bench/scale.json
 
 bench-labels: $(INSTALLED)  ## compare stored with online soft labels on the embedded digits: bytes and accuracy
 	$(BIN)/python benchmarks/soft_labels.py

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from unidd_pl.console import Stopped
@@ -52,13 +53,13 @@ from unidd_pl.training import quiet_lightning
 CLASSES = 5  # neither 2 nor 4 processes divide them; the second chunk of 4 + 1 leaves processes without a row
 
 
-def real_side(signal: Signal, dtype: torch.dtype) -> RealSide:
+def real_side(signal: Signal, dtype: torch.dtype, size: int = 8) -> RealSide:
     """Return teacher and statistics that depend on nothing but this function."""
     generator = torch.Generator().manual_seed(0)
-    spec = DatasetSpec("sharded", tuple("abcde"), 3, 8, (0.5,) * 3, (0.25,) * 3)
+    spec = DatasetSpec("sharded", tuple("abcde"), 3, size, (0.5,) * 3, (0.25,) * 3)
     labels = torch.arange(20) % CLASSES
-    images = TensorImages(torch.randint(256, (20, 3, 8, 8), generator=generator).to(torch.uint8), labels)
-    network = ConvNet(width=6, depth=2, channels=3, image_size=8, num_classes=CLASSES)
+    images = TensorImages(torch.randint(256, (20, 3, size, size), generator=generator).to(torch.uint8), labels)
+    network = ConvNet(width=6, depth=2, channels=3, image_size=size, num_classes=CLASSES)
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
@@ -108,24 +109,40 @@ class Send(L.Callback):
 
 def run(
     folder: Path, dtype: torch.dtype, signal: Signal, *callbacks: L.Callback,
-    resume: bool = False, devices: int | None = None, **settings: Any,
+    resume: bool = False, devices: int | None = None, size: int = 8, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Distil; return what `Watch` has seen."""
+    real = real_side(signal, dtype, size)
     module = DistillationModule(
         **{"ipc": 1, "method": CFM(), "iterations": 50, "lr": 0.05, "signal": signal, **settings}  # type: ignore[arg-type]
     )
-    module.prepare(real_side(signal, dtype), ChunkStore(folder, real_side(signal, dtype).teacher.spec, "float32"))
+    module.prepare(real, ChunkStore(folder, real.teacher.spec, "float32"))
     module.to(dtype)
     watch, point = Watch(), ResumePoint(folder / "last.ckpt", 4, lambda: str(module.last_position))
     where = {} if devices is None else {"devices": devices}
     with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=module.ipc, accelerator="cpu", logger=False, enable_checkpointing=False,
-            callbacks=[CurriculumCallback(CosineCurriculum()), watch, *callbacks, point], enable_model_summary=False,
+            callbacks=[CurriculumCallback(CosineCurriculum()), *callbacks, watch, point], enable_model_summary=False,
             enable_progress_bar=False, **sharded_trainer_arguments(where),
         )  # fmt: skip
         fit_from(trainer, module, folder / "last.ckpt" if resume else None, point)
     return {"losses": watch.losses, "gradients": watch.gradients, "images": watch.images[-1], "own": len(module.images)}
+
+
+def sent(folder: Path, **settings: Any) -> list[list[int]]:
+    """Return the bytes of each sum of each step that does not end a chunk, as they go into the collective."""
+    from exchange import counted_exchange  # of the benchmarks
+
+    steps: list[list[int]] = []
+    with counted_exchange() as exchanged:
+        # `Watch` gathers gradients and images at its own place, after the backward pass.
+        look = LambdaCallback(
+            on_train_batch_start=lambda *_: exchanged.take(),
+            on_before_backward=lambda *_: steps.append(exchanged.take().sizes),
+        )
+        run(folder, torch.float32, settings.pop("signal"), look, iterations=3, **settings)
+    return steps
 
 
 def features_of(seed: int, n: int, dtype: torch.dtype) -> list[Tensor]:
@@ -168,6 +185,13 @@ CASES: dict[str, dict[str, Any]] = {
     "soft, parts": {"dtype": torch.float64, "signal": "soft", "micro_batch": 1},
     "float32": {"dtype": torch.float32, "signal": "mean", "iterations": 2},
 }
+SENT: dict[str, dict[str, Any]] = {
+    "mean": {"signal": "mean", "ipc": 1},
+    "mean, more and larger images": {"signal": "mean", "ipc": 2, "size": 16, "chunk_size": 3},
+    "classes": {"signal": "class", "ipc": 1},
+    "classes, more and larger images": {"signal": "class", "ipc": 2, "size": 16, "chunk_size": 3},
+}
+"""Runs whose bytes are counted, with two processes."""
 RESUMED: dict[str, dict[str, Any]] = {
     "one chunk": {"dtype": torch.float64, "signal": "mean", "iterations": 20, "ipc": 2},
     "chunks": {"dtype": torch.float64, "signal": "class", "chunk_size": 4, "iterations": 10, "ipc": 2},
@@ -203,6 +227,8 @@ def main() -> None:
                 sys.exit(stop.status)
     if given.cases == list(CASES):
         seen |= {name: closed_form(*case) for name, case in LOSSES.items()}
+    if given.cases == list(CASES) and world_size() == 2:
+        seen["sent"] = {name: sent(given.output / name, **case) for name, case in SENT.items()}
     if rank() == 0:
         torch.save({**seen, "world size": world_size()}, given.output / f"{world_size()}.pt")
     leave_processes()

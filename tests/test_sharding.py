@@ -16,7 +16,7 @@ import pytest
 import reference
 import sharded_run
 import torch
-from sharded_run import CASES, CLASSES, LOSSES, weights_of
+from sharded_run import CASES, CLASSES, LOSSES, SENT, weights_of
 
 from unidd_pl.distributed import bytes_sent
 from unidd_pl.features import FeatureTap, conv_layers
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 
 def torchrun(processes: int, *command: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'benchmarks'}"}
     return subprocess.run(
         [*launcher, "--standalone", *command],  # on a free port: another suite may be running
         check=False, capture_output=True, text=True, timeout=timeout, env=environment,
@@ -115,6 +115,16 @@ def test_every_row_has_one_owner(count: int, ranks: int) -> None:
     sizes = [len(rows) for rows in owned]
     assert max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("case", SENT)
+def test_what_a_process_sends_depends_on_layers_and_classes_alone(case: str, seen: dict[int, dict[str, Any]]) -> None:
+    """Counted where the collective is called: the moments in two sums, and the cross-entropy."""
+    steps = seen[2]["sent"][case]
+    settings = SENT[case]
+    assert len(steps) == 3 * settings["ipc"] * -(-CLASSES // settings.get("chunk_size", CLASSES))
+    classes = 0 if settings["signal"] == "mean" else CLASSES
+    assert {(len(step), sum(step)) for step in steps} == {(3, bytes_sent((3, 6), classes))}
 
 
 def test_the_bytes_of_a_step_are_those_of_the_issue() -> None:
