@@ -18,16 +18,16 @@ class Exchanged:
 
     Args:
         sizes: Bytes of each call, in order.
-        seconds: Time within the calls, with the wait for the other processes.
+        seconds: Time within each call, with the wait for the other processes.
     """
 
     sizes: list[int] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
 
     def take(self) -> Exchanged:
         """Return what there is, and begin anew."""
         taken = Exchanged(self.sizes, self.seconds)
-        self.sizes, self.seconds = [], 0.0
+        self.sizes, self.seconds = [], []
         return taken
 
 
@@ -40,7 +40,7 @@ def counted_exchange() -> Iterator[Exchanged]:
     def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         result = send(tensor, *args, **kwargs)
-        seen.seconds += time.perf_counter() - started
+        seen.seconds.append(time.perf_counter() - started)
         seen.sizes.append(tensor.numel() * tensor.element_size())
         return result
 

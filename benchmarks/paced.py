@@ -73,7 +73,7 @@ class Pace(L.Callback):
         """Tell at the end of a burst; it stands after `ResumePoint` in the list, which sends too."""
         if trainer.global_step % self.share.burst == 0:
             seconds, sent = time.perf_counter() - self._started, self.exchanged.take()
-            self.line.send({"seconds": seconds, "sizes": sent.sizes, "collective_seconds": sent.seconds})
+            self.line.send({"seconds": seconds, "sizes": sent.sizes, "sum_seconds": sent.seconds})
 
 
 def real_side(case: Case, signal: Signal) -> RealSide:

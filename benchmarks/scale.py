@@ -1,16 +1,16 @@
 """Weak scaling of a distillation that processes share: two with one thread each against one.
 
     python benchmarks/scale.py [--repeats 15] [--output FILE]
-    python benchmarks/scale.py --project FILE [--gpus 8 64] [--step_ms 10] [--between NAME GB/S MICROSECONDS]
+    python benchmarks/scale.py --project FILE … [--gpus 8 64] [--step_ms 10] [--between NAME GB/S MICROSECONDS]
 
 Every process keeps its number of images: the two share a chunk twice as large. They run the module under Lightning's
 Trainer with gloo, as `unidd fit` does, and are called for some steps at a time, in turn: one process alone; two
 processes with a chunk each, that know nothing of each other; two that share a chunk. The second is what the machine
 gives: two cores share power, cache and memory. The slower of two processes counts. Bytes and time of the exchange are
-counted where the collective is called; of its time the shorter of both processes is taken, for the other waited.
+counted where the collective is called; of the time of each sum the shorter of both is taken, for the other waited.
 
 With --project nothing is measured: the exchange over more GPUs is calculated (`projection.py`) from bytes and times
-of a file that was.
+of files that were.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def measure(scaled: Scaled, repeats: int) -> dict[str, Any]:
         for name, bursts in said.items()
     }
     typical = {name: statistics.median(values) for name, values in each.items()}
-    exchange = [1e3 * min(one["collective_seconds"] for one in burst) / scaled.burst for burst in said["shared"]]
+    exchange = [1e3 * exchange_seconds(burst) / scaled.burst for burst in said["shared"]]
     ratios = {
         "efficiency": typical["alone"] / typical["shared"],
         "of the machine": typical["alone"] / typical["apart"],
@@ -154,6 +154,11 @@ def measure(scaled: Scaled, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def exchange_seconds(burst: Sequence[dict[str, Any]]) -> float:
+    """Return the time of the sums of a burst: of each the shorter of both, for whoever comes first waits in it."""
+    return sum(map(min, *(one["sum_seconds"] for one in burst)))
+
+
 def sizes_of_a_step(bursts: Sequence[Sequence[dict[str, Any]]], burst: int) -> list[int]:
     """Return the bytes of each sum of a step, which have to be those of every step of every process."""
     all_sizes = [one["sizes"] for said in bursts for one in said]
@@ -164,9 +169,9 @@ def sizes_of_a_step(bursts: Sequence[Sequence[dict[str, Any]]], burst: int) -> l
     return step
 
 
-def project(path: Path, given: argparse.Namespace) -> None:
-    """Print the table of a file that was measured."""
-    results = json.loads(path.read_text())["results"]
+def project(given: argparse.Namespace) -> None:
+    """Print the table of what was measured."""
+    results = [result for path in given.project for result in json.loads(path.read_text())["results"]]
     measured = [Measured(r["name"], tuple(r["bytes_of_each_sum"]), r["medians_ms"]["alone"]) for r in results]
     inside = Link("inside", *given.inside)
     between = [Link(name, float(rate), float(hop)) for name, rate, hop in given.between or ()] or list(BETWEEN)
@@ -180,7 +185,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--note", default="", help="said beside the figures, for example what else was running")
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
-    parser.add_argument("--project", type=Path, metavar="FILE", help="calculate from the figures of this file")
+    parser.add_argument("--project", type=Path, nargs="+", metavar="FILE", help="calculate from figures of these files")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--per_machine", type=int, default=PER_MACHINE, help="GPUs of a machine")
     parser.add_argument("--inside", type=float, nargs=2, default=[INSIDE.bandwidth, INSIDE.hop],
@@ -191,7 +196,7 @@ def main() -> None:
     parser.add_argument("--step_ms", type=float, default=10.0, help="assumed computing time of a GPU in a step")
     given = parser.parse_args()
     if given.project is not None:
-        project(given.project, given)
+        project(given)
         return
     say(f"{circumstances(given.note)}; medians of {given.repeats} in turn")
     results = [

@@ -99,9 +99,14 @@ def test_steps_are_done_when_they_are_called_for() -> None:
         ours.send("go")
     distil(Share(TINY, "class", burst=2, bursts=3), theirs)
     said = [ours.recv() for _ in range(3)]
-    assert all(one["seconds"] > one["collective_seconds"] == 0 for one in said)
+    assert all(one["seconds"] > 0 for one in said)
+    assert [one["sum_seconds"] for one in said] == [[]] * 3
     assert [one["sizes"] for one in said] == [[]] * 3, "one process sends nothing"
     assert not ours.poll()
+
+
+def test_the_time_of_a_sum_is_that_of_the_process_that_came_last() -> None:
+    assert scale.exchange_seconds([{"sum_seconds": [5.0, 1.0]}, {"sum_seconds": [2.0, 4.0]}]) == 3.0
 
 
 def test_every_step_has_to_send_the_same() -> None:
