@@ -6,7 +6,6 @@ its Trainer is built.
 
 from __future__ import annotations
 
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from unidd_pl.distillation import DistillationModule
 from unidd_pl.distilled import DistilledSet, PixelType
 from unidd_pl.files import atomic_write, check_writable
 from unidd_pl.gauges import Gauges, RoundPictures
-from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RUN_FILE, RunRecord
+from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RunRecord
 from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
 from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
-from unidd_pl.resume import ResumePoint, check_checkpoint, fit_from, requeued, sole_run
+from unidd_pl.resume import ResumePoint, fit_from, requeued, sole_run
 from unidd_pl.run_checks import (
     callbacks_of,
     check_curriculum,
@@ -39,19 +38,16 @@ from unidd_pl.run_checks import (
     curriculum_of,
     probes_of,
 )
+from unidd_pl.run_folder import CONFIG_FILE, LAST, PICTURE_FILE, ROUNDS_FOLDER, RunFolder
 from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
-from unidd_pl.standing import STANDING_FILE, is_finished, recorded
+from unidd_pl.standing import is_finished, recorded
 from unidd_pl.statistics import Statistics, StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
 from unidd_pl.training import quiet_lightning
 
-PICTURE_FILE = "distilled.png"
-CHECKPOINT_FILE = "last.ckpt"
-CONFIG_FILE = "config.yaml"
-ROUNDS_FOLDER = "rounds"
 CARD_FILE = "card.md"
 
 
@@ -103,6 +99,7 @@ class DistillationRun:
         self.trainer_arguments = dict(trainer)
         self.tracking = Tracking(enabled=False) if trainer.get("logger") is False or not is_first() else tracking
         self.output = output
+        self.folder = RunFolder(output)
         self.cache = cache
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
@@ -126,9 +123,9 @@ class DistillationRun:
 
     def fit(self) -> Path:
         """Distil; return the file of the distilled set."""
-        checkpoint = self._checkpoint()
+        checkpoint = self.folder.going_on_from(self.checkpoint)
         self._check_before_work(checkpoint)
-        with requeued(self.output / CHECKPOINT_FILE), sole_run(self.output, self.cache):
+        with requeued(self.folder.checkpoint), sole_run(self.output, self.cache):
             self._check_replaceable(checkpoint)  # again: another run may have ended in between
             return self._fit(checkpoint)
 
@@ -138,12 +135,12 @@ class DistillationRun:
             statistics = self._statistics(teacher)
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
-        if self.checkpoint == "last" and is_finished(self.output, DISTILLED_FILE):
+        if self.checkpoint == LAST and is_finished(self.output, DISTILLED_FILE):
             self._distil(StageRun(), checkpoint, [])  # which has nothing to do, and refuses another config
-            say(f"{self.output / DISTILLED_FILE} is finished: nothing is left to do")
-            return self.output / DISTILLED_FILE
+            say(f"{self.folder.distilled} is finished: nothing is left to do")
+            return self.folder.distilled
         if is_first() and checkpoint is None:
-            self._clear_output()
+            self.folder.clear()
         tags = self._tags(teacher, statistics)
         with recorded(
             self.tracking, self.output, tags, self.config, self.parent, going_on=self.checkpoint is not None,
@@ -156,19 +153,17 @@ class DistillationRun:
             notes = LambdaCallback(on_train_start=lambda *_: self._take_notes(teacher, statistics))
             self._distil(run, checkpoint, [notes, gauges, pictures] if is_first() else [])
             if not is_first():  # of the processes that share the chunks one puts them together
-                return self.output / DISTILLED_FILE
+                return self.folder.distilled
             made = self.module.step // self.module.schedule.steps_per_round
             distilled = self._record(teacher, statistics).rounds(store, made, self._why_stopped)
             self._write(distilled, run)
             self._show_coverage(distilled, teacher, statistics, run)
             run.metrics(self._cost(made, gauges, checkpoint), self.module.step)
-        return self.output / DISTILLED_FILE
+        return self.folder.distilled
 
     def _distil(self, run: StageRun, checkpoint: Path | None, gauges: list[L.Callback]) -> None:
         module = self.module
-        resume_point = ResumePoint(
-            self.output / CHECKPOINT_FILE, self.checkpoint_every, lambda: str(module.last_position)
-        )
+        resume_point = ResumePoint(self.folder.checkpoint, self.checkpoint_every, lambda: str(module.last_position))
         # Gauges do not count the time of a probe; what stops a run comes last.
         callbacks = [*gauges, *self._own_callbacks, resume_point]
         if self.trainer_arguments.get("enable_progress_bar") is not False and is_first():
@@ -187,7 +182,7 @@ class DistillationRun:
             fit_from(L.Trainer(**arguments), module, checkpoint, resume_point)
 
     def _write(self, distilled: DistilledSet, run: StageRun) -> None:
-        path = self.output / DISTILLED_FILE
+        path = self.folder.distilled
         distilled.save(path, overwrite=True)  # _check_before_work has refused what must not be lost
         picture(distilled, self.output / PICTURE_FILE)
         run.artifact(path)
@@ -216,7 +211,7 @@ class DistillationRun:
     def _cost(self, made: int, gauges: Gauges, checkpoint: Path | None) -> dict[str, float]:
         """Return what the rounds cost: bytes, images that the teacher saw, and seconds unless the run was resumed."""
         cost = {
-            "bytes": float((self.output / DISTILLED_FILE).stat().st_size),
+            "bytes": float((self.folder.distilled).stat().st_size),
             "images_seen": float(made * self.module.iterations * self.module.spec.num_classes),
         }
         return cost if checkpoint is not None else {**cost, "seconds": gauges.seconds}
@@ -235,26 +230,15 @@ class DistillationRun:
     def teacher(self) -> Teacher:
         """The teacher, trained when it is first asked for and missing."""
         return teacher_stage(
-            self.teacher_recipe,
-            self.teacher_data,
-            self.cache,
-            self.tracking,
-            accelerator=self._accelerator,
-            config=self.config,
-        )
+            self.teacher_recipe, self.teacher_data, self.cache, self.tracking,
+            accelerator=self._accelerator, config=self.config,
+        )  # fmt: skip
 
     def _statistics(self, teacher: Teacher) -> Statistics:
         return statistics_stage(
-            self.statistics_recipe,
-            teacher,
-            self.data,
-            self.module.method,
-            self.module.signal,
-            self.cache,
-            self.tracking,
-            accelerator=self._accelerator,
-            config=self.config,
-        )
+            self.statistics_recipe, teacher, self.data, self.module.method, self.module.signal, self.cache,
+            self.tracking, accelerator=self._accelerator, config=self.config,
+        )  # fmt: skip
 
     # ---- checks ----
 
@@ -270,39 +254,8 @@ class DistillationRun:
         check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _check_replaceable(self, checkpoint: Path | None) -> None:
-        holds = [name for name in (DISTILLED_FILE, CHECKPOINT_FILE) if (self.output / name).exists()]
-        if holds and checkpoint is None and not self.overwrite:
-            raise ValueError(
-                f"{self.output} already holds {' and '.join(holds)}: go on with --ckpt_path last, start anew with "
-                "--overwrite true, or choose another --output_dir"
-            )
-
-    def _checkpoint(self) -> Path | None:
-        if self.checkpoint is None:
-            return None
-        path = self.output / CHECKPOINT_FILE if self.checkpoint == "last" else Path(self.checkpoint)
-        if self.checkpoint == "last" and not path.exists() and not (self.output / DISTILLED_FILE).exists():
-            say(f"No checkpoint in {self.output} yet: starting from the beginning")
-            return None
-        if not path.is_file():
-            raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
-        check_checkpoint(path)
-        return path
-
-    def _clear_output(self) -> None:
-        """Remove what an earlier run left: a part of it must not pass for a part of this one."""
-        shutil.rmtree(self.output / CHUNK_FOLDER, ignore_errors=True)
-        shutil.rmtree(self.output / ROUNDS_FOLDER, ignore_errors=True)
-        for name in (
-            CHECKPOINT_FILE,
-            DISTILLED_FILE,
-            RUN_FILE,
-            PICTURE_FILE,
-            COVERAGE_FIGURE,
-            COVERAGE_FILE,
-            STANDING_FILE,
-        ):
-            (self.output / name).unlink(missing_ok=True)
+        if checkpoint is None and not self.overwrite:
+            self.folder.check_replaceable()
 
     # ---- records ----
 

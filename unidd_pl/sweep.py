@@ -16,10 +16,11 @@ from unidd_pl.console import Stopped, say
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.evaluate import Evaluation, RowChoice
 from unidd_pl.files import atomic_write, check_writable
-from unidd_pl.fit import CHECKPOINT_FILE, DistillationRun
+from unidd_pl.fit import DistillationRun
 from unidd_pl.partial import DISTILLED_FILE
 from unidd_pl.pictures import folder_names
 from unidd_pl.plain_json import read_json
+from unidd_pl.run_folder import RunFolder
 from unidd_pl.tracking import Tracking
 
 POINT_FILE = "point.json"
@@ -194,7 +195,7 @@ class Sweep:
             return
         try:
             if not (state and (plan.folder / DISTILLED_FILE).exists()):
-                resumes = bool(state) and (plan.folder / CHECKPOINT_FILE).exists()
+                resumes = bool(state) and RunFolder(plan.folder).checkpoint.exists()
                 plan.write(done=False)
                 options = ["--ckpt_path=last"] if resumes else ["--overwrite=true"]
                 self.make_run([*plan.fit, *options], parent=mark).fit()

@@ -1,0 +1,84 @@
+"""The folder of one `unidd fit`: what lies in it, what must not be lost, and where a run goes on from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from unidd_pl.console import say
+from unidd_pl.coverage import FIGURE_FILE as COVERAGE_FIGURE
+from unidd_pl.coverage import RESULTS_FILE as COVERAGE_FILE
+from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RUN_FILE
+from unidd_pl.resume import check_checkpoint
+from unidd_pl.standing import STANDING_FILE
+
+PICTURE_FILE = "distilled.png"
+CHECKPOINT_FILE = "last.ckpt"
+CONFIG_FILE = "config.yaml"
+ROUNDS_FOLDER = "rounds"
+
+LAST = "last"
+"""Stands for the checkpoint in the run's own folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its chunks and checkpoint, and leaves its results.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def distilled(self) -> Path:
+        """The distilled set, there when the run has ended."""
+        return self.path / DISTILLED_FILE
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of the run itself."""
+        return self.path / CHECKPOINT_FILE
+
+    def check_replaceable(self) -> None:
+        """Refuse to start anew where a run has left something.
+
+        Raises:
+            ValueError: If the folder holds a distilled set or a checkpoint.
+        """
+        holds = [path.name for path in (self.distilled, self.checkpoint) if path.exists()]
+        if holds:
+            raise ValueError(
+                f"{self.path} already holds {' and '.join(holds)}: go on with --ckpt_path last, start anew with "
+                "--overwrite true, or choose another --output_dir"
+            )
+
+    def going_on_from(self, given: str | None) -> Path | None:
+        """Return the checkpoint to go on from; None to start from the beginning.
+
+        Args:
+            given: A path; `LAST` for the one in this folder, which need not be there yet; None to start anew.
+
+        Raises:
+            ValueError: If it is missing or not a checkpoint.
+        """
+        if given is None:
+            return None
+        path = self.checkpoint if given == LAST else Path(given)
+        if given == LAST and not path.exists() and not self.distilled.exists():
+            say(f"No checkpoint in {self.path} yet: starting from the beginning")
+            return None
+        if not path.is_file():
+            raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
+        check_checkpoint(path)
+        return path
+
+    def clear(self) -> None:
+        """Remove what an earlier run left: a part of it must not pass for a part of this one."""
+        for folder in (CHUNK_FOLDER, ROUNDS_FOLDER):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        files = (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE, STANDING_FILE)
+        for name in files:
+            (self.path / name).unlink(missing_ok=True)
