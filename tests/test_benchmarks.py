@@ -6,6 +6,8 @@ import math
 import sys
 from dataclasses import replace
 
+import arithmetic
+import crossover
 import gpu
 import pytest
 import scaling
@@ -67,3 +69,26 @@ def test_without_a_gpu_the_gpu_benchmark_says_so(
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     gpu.main()
     assert "No CUDA device" in capsys.readouterr().out
+
+
+def test_the_least_cost_counts_each_layer_in_one_way() -> None:
+    assert arithmetic.shapes(TINY) == [(128, 3), (32, 40)]
+    names = list(arithmetic.parts([(10, 40), (100, 40), (80, 40), (100, 8)]))
+    assert {name.partition(":")[0] for name in names} == {"2 x 40", "1 x 8", "1 x 40 of 10 rows"}
+    found = arithmetic.measure(TINY, repeats=2)
+    assert found["least_ratio"] == pytest.approx(1 + sum(found["parts_ms"].values()) / found["floor_ms"])
+
+
+def test_both_sides_of_the_crossover_are_one_loss() -> None:
+    found = crossover.measure(64, 32, repeats=2)
+    assert found["covariance / factor"] == pytest.approx(
+        found["medians_ms"]["covariance"] / found["medians_ms"]["factor"]
+    )
+    losses: list[Tensor] = []
+    for factored in (False, True):
+        taken: list[Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.autograd, "grad", lambda loss, features, taken=taken: taken.append(loss.detach()))
+            crossover.make_run(64, 32, factored=factored)()
+        losses += taken
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -77,7 +77,7 @@ class _CovarianceOfRows(torch.autograd.Function):
         rows, pooled = _entered(ctx, features, passing)
         mean = pooled.mean(dim=0)
         centred = rows - mean if passing.centred else rows
-        ffc = _gram(centred).div_(len(rows))
+        ffc = gram(centred).div_(len(rows))
         ctx.save_for_backward(features, mean)
         return features, ffc if passing.centred else ffc.addr_(mean, mean, alpha=-1), pooled
 
@@ -133,7 +133,7 @@ class _CovarianceOfColumns(torch.autograd.Function):
         torch.sub(space.transpose(0, 1), pooled.mean(dim=0)[:, None, None], out=columns)
         columns = columns.view(c, -1)
         ctx.save_for_backward(columns)
-        return features, _gram(columns.T).div_(n * positions), pooled
+        return features, gram(columns.T).div_(n * positions), pooled
 
     @staticmethod
     @once_differentiable
@@ -170,7 +170,7 @@ def _rows(features: Tensor) -> Tensor:
     return _widened(features).movedim(1, -1).reshape(-1, features.shape[1])
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram(rows: Tensor) -> Tensor:
     """Return XᵀX, (c, c); on a CPU a quarter of it is copied from the other side of the diagonal."""
     c = rows.shape[1]
     if c < _HALVED_FROM or rows.device.type != "cpu":

@@ -133,6 +133,11 @@ class Observed:
         return Moments.of_pooled(self.second, self.pooled, self.positions, labels)
 
 
+def is_thin(rows: int, channels: int) -> bool:
+    """Return whether features have so few rows that their factor is faster than their covariance."""
+    return rows <= _LARGEST_SHARE * channels
+
+
 def observe(features: Tensor, *, factored: bool, passing: Passing = ANY) -> tuple[Tensor, Observed]:
     """Return features as they are, for the layer, and what moments are made of.
 
@@ -143,7 +148,7 @@ def observe(features: Tensor, *, factored: bool, passing: Passing = ANY) -> tupl
     """
     n, c = features.shape[:2]
     positions = features[0, 0].numel()
-    thin = factored and n * positions <= _LARGEST_SHARE * c
+    thin = factored and is_thin(n * positions, c)
     passed, second, pooled = (thin_factor if thin else covariance)(features, passing)
     return passed, Observed(second, pooled, positions, thin)
 
