@@ -28,7 +28,8 @@ from unidd_pl.networks import build_network
 from unidd_pl.networks.checkpoints import load_weights
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import Moments
-from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics
+from unidd_pl.statistics import Statistics
+from unidd_pl.statistics_cache import StatisticsRecipe, obtain_statistics
 from unidd_pl.teachers import Teacher, freeze
 
 NETWORK = "resnet18"

@@ -19,7 +19,8 @@ from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import Running
 from unidd_pl.spectral import CFM, METHODS, MTT, Method, Moments, QuantileCurriculum, Signal, SRe2L
 from unidd_pl.stages import statistics_stage
-from unidd_pl.statistics import StatisticsRecipe, running_statistics
+from unidd_pl.statistics import running_statistics
+from unidd_pl.statistics_cache import StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import Tracking

@@ -15,22 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unidd_pl import statistics as statistics_file
+from unidd_pl import statistics_cache
 from unidd_pl.data import ImageFolderData
 from unidd_pl.features import FeatureTap
 from unidd_pl.moment_pass import label_weights
 from unidd_pl.networks import build_network
 from unidd_pl.spectral import DM, SIGNALS, Signal
 from unidd_pl.stages import device_of, statistics_stage
-from unidd_pl.statistics import (
-    Statistics,
-    StatisticsRecipe,
-    conditions,
-    gather_statistics,
-    load_statistics,
-    obtain_statistics,
-    save_statistics,
-)
+from unidd_pl.statistics import Statistics, conditions, gather_statistics, load_statistics, save_statistics
+from unidd_pl.statistics_cache import StatisticsRecipe, obtain_statistics
 from unidd_pl.teachers import Teacher, freeze, save_teacher
 from unidd_pl.tracking import Tracking
 
@@ -42,7 +35,7 @@ def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("gathered statistics that were there")
 
-    monkeypatch.setattr(statistics_file, "gather_statistics", fail)
+    monkeypatch.setattr(statistics_cache, "gather_statistics", fail)
 
 
 @pytest.fixture
@@ -203,7 +196,7 @@ class TestObtaining:
         first, path, gathered = obtain_statistics(StatisticsRecipe(), *asked)
         assert gathered
         assert path.parent == tmp_path
-        monkeypatch.setattr(statistics_file, "gather_statistics", None)
+        monkeypatch.setattr(statistics_cache, "gather_statistics", None)
         second, same_path, gathered = obtain_statistics(StatisticsRecipe(batch_size=7), *asked)
         assert not gathered
         assert same_path == path

@@ -43,6 +43,18 @@ def launched_processes() -> tuple[int, int] | None:
     return here, everywhere // here
 
 
+def launched_rank() -> int:
+    """Return the number of this process among those that torchrun or srun has started, from 0."""
+    return int(os.environ["RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"])
+
+
+def launched_rank_here() -> int:
+    """Return the number of this process among those of its machine, from 0; 0 where no launcher has started it."""
+    if launched_processes() is None:
+        return 0
+    return int(os.environ["LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_LOCALID"])
+
+
 def meeting_store(timeout: timedelta) -> TCPStore:
     """Return the store by which the processes of torchrun or srun find each other, also before their process group.
 

@@ -49,7 +49,7 @@ def distillation_parser(command: str) -> Any:
     from unidd_pl.distillation import DistillationModule
     from unidd_pl.distilled import PixelType
     from unidd_pl.pretraining import TeacherRecipe
-    from unidd_pl.statistics import StatisticsRecipe
+    from unidd_pl.statistics_cache import StatisticsRecipe
 
     parser = stage_parser(command)
     parser.add_class_arguments(TeacherRecipe, "teacher")

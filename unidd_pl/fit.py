@@ -39,12 +39,14 @@ from unidd_pl.run_checks import (
     probes_of,
 )
 from unidd_pl.run_folder import CONFIG_FILE, LAST, PICTURE_FILE, ROUNDS_FOLDER, RunFolder
-from unidd_pl.sharding import first_alone, is_first, sharded_trainer_arguments
+from unidd_pl.sharding import is_first, sharded_trainer_arguments
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.standing import is_finished, recorded
-from unidd_pl.statistics import Statistics, StatisticsRecipe
+from unidd_pl.statistics import Statistics
+from unidd_pl.statistics_cache import StatisticsRecipe
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
+from unidd_pl.team import launched_team
 from unidd_pl.tracking import StageRun, Tracking
 from unidd_pl.training import quiet_lightning
 
@@ -111,7 +113,7 @@ class DistillationRun:
 
     def statistics(self) -> Statistics:
         """Make sure of the teacher and its statistics."""
-        return self._statistics(self.teacher)
+        return self._real_side()[1]
 
     def check(self) -> None:
         """Check all that can be checked before any work of a run that starts anew.
@@ -130,9 +132,7 @@ class DistillationRun:
             return self._fit(checkpoint)
 
     def _fit(self, checkpoint: Path | None) -> Path:
-        with first_alone("teacher and statistics"):
-            teacher = self.teacher
-            statistics = self._statistics(teacher)
+        teacher, statistics = self._real_side()
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
         if self.checkpoint == LAST and is_finished(self.output, DISTILLED_FILE):
@@ -234,11 +234,14 @@ class DistillationRun:
             accelerator=self._accelerator, config=self.config,
         )  # fmt: skip
 
-    def _statistics(self, teacher: Teacher) -> Statistics:
-        return statistics_stage(
+    def _real_side(self) -> tuple[Teacher, Statistics]:
+        with launched_team().first_alone("teacher"):
+            teacher = self.teacher
+        statistics = statistics_stage(
             self.statistics_recipe, teacher, self.data, self.module.method, self.module.signal, self.cache,
             self.tracking, accelerator=self._accelerator, config=self.config,
         )  # fmt: skip
+        return teacher, statistics
 
     # ---- checks ----
 

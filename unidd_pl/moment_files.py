@@ -100,7 +100,16 @@ class PartialPass:
         Raises:
             ValueError: If the file cannot be written.
         """
-        if self.path is None or time.monotonic() - self._saved < self.every:
+        if time.monotonic() - self._saved >= self.every:
+            self.save(batches, moments)
+
+    def save(self, batches: int, moments: Sequence[Moments]) -> None:
+        """Save the moments of so many batches.
+
+        Raises:
+            ValueError: If the file cannot be written.
+        """
+        if self.path is None:
             return
         about = {
             "format": PART_FORMAT, "fingerprint": self.fingerprint, "batches": batches, "layers": len(moments),

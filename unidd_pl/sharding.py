@@ -1,4 +1,4 @@
-"""Processes that share a chunk, under Lightning: a strategy that leaves images alone, and who goes first.
+"""Processes that share a chunk, under Lightning: a strategy that leaves images alone, and a watch over them.
 
 Legend: W processes.
 """
@@ -9,9 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -19,15 +17,13 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed import DistError
 
-from unidd_pl.cluster import launched_processes, meeting_store, slurm_plugins
+from unidd_pl.cluster import launched_processes, slurm_plugins
 from unidd_pl.console import EXIT_LOST, ProcessLost
 
 GRACE = 30.0  # seconds for a process to end by itself after another was lost, with its checkpoint and records in order
 _LOOK_EVERY = 1.0  # seconds between two looks whether all processes live
 _PARENT = "UNIDD_FIRST_PROCESS"  # environment variable: the process that started this one
-_LONGEST_STAGE = timedelta(days=14)  # the training of a teacher, while the others wait
 
 
 class ShardedStrategy(DDPStrategy):
@@ -100,30 +96,6 @@ def _end_if_lost(
 def is_first() -> bool:
     """Return whether this is the process that writes and speaks, before there is a process group too."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
-
-
-@contextmanager
-def first_alone(stage: str) -> Iterator[None]:
-    """Let the first of the processes that a launcher has started do a block before the others, which find it done.
-
-    Processes that Lightning starts itself come later than the block anyway.
-
-    Args:
-        stage: Name of the block.
-    """
-    processes = launched_processes()
-    if processes is None or processes[0] * processes[1] == 1:
-        yield
-        return
-    store = meeting_store(_LONGEST_STAGE)
-    if not is_first():
-        try:
-            store.wait([stage], _LONGEST_STAGE)
-        except DistError as error:
-            raise ProcessLost(f"the first process has ended in the stage {stage}", error) from error
-    yield
-    if is_first():
-        store.set(stage, "done")
 
 
 def sharded_trainer_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

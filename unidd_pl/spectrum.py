@@ -24,7 +24,8 @@ from unidd_pl.spectral import HFM, Curriculum
 from unidd_pl.spectrum_figure import draw_spectrum, shown_layers
 from unidd_pl.spectrum_results import Spectrum
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
-from unidd_pl.statistics import Statistics, StatisticsRecipe
+from unidd_pl.statistics import Statistics
+from unidd_pl.statistics_cache import StatisticsRecipe
 from unidd_pl.teachers import Teacher
 from unidd_pl.tracking import StageRun, Tracking
 

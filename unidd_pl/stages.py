@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from unidd_pl.cluster import launched_rank_here
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
 from unidd_pl.features import layers_to_tap
@@ -15,8 +16,10 @@ from unidd_pl.files import check_writable
 from unidd_pl.preflight import check_teacher, remember
 from unidd_pl.pretraining import TeacherRecipe, is_cached, obtain_teacher
 from unidd_pl.spectral import Method, Signal
-from unidd_pl.statistics import Statistics, StatisticsRecipe, obtain_statistics, running_statistics
+from unidd_pl.statistics import Statistics, running_statistics
+from unidd_pl.statistics_cache import StatisticsRecipe, obtain_statistics
 from unidd_pl.teachers import Teacher
+from unidd_pl.team import launched_team
 from unidd_pl.tracking import Tracking
 from unidd_pl.training import quiet_lightning
 
@@ -48,13 +51,13 @@ def teacher_stage(
         teacher = obtain_teacher(recipe, data, folder)
         if recipe.check:
             teacher = check_teacher(teacher, data, cache, device_of(accelerator))
-        say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
+        _say(f"Teacher: {_describe(teacher)}, from {teacher.path}")
         _record_cached_teacher(teacher, data, tracking)
         return teacher
     check_writable(folder)
     if data.has_test:
         _ = data.test  # a test image that cannot be read has to show before the training, not after it
-    say(f"Teacher: none yet for {recipe.network} on {data.dataset_name}; training one for {recipe.epochs} epochs")
+    _say(f"Teacher: none yet for {recipe.network} on {data.dataset_name}; training one for {recipe.epochs} epochs")
     started = time.monotonic()
     tags = {"dataset": data.dataset_name, "network": recipe.network}
     with tracking.run("teacher", f"{recipe.network} on {data.dataset_name}", tags, config) as run:
@@ -66,7 +69,7 @@ def teacher_stage(
     if teacher.accuracy is not None:  # measured at the end of the training
         remember(teacher, data, cache, teacher.accuracy)
     minutes = (time.monotonic() - started) / 60
-    say(f"Teacher: {_describe(teacher)}, trained in {minutes:.1f} min, kept in {teacher.path}")
+    _say(f"Teacher: {_describe(teacher)}, trained in {minutes:.1f} min, kept in {teacher.path}")
     return teacher
 
 
@@ -89,14 +92,14 @@ def statistics_stage(
     """
     layers = layers_to_tap(teacher.network, method.layers)
     if method.layers == "batchnorm" and signal == "mean" and method.needs_only_variances and recipe.file is None:
-        say(f"Statistics: {len(layers)} layers, signal mean, the running statistics of the teacher's BatchNorms")
+        _say(f"Statistics: {len(layers)} layers, signal mean, the running statistics of the teacher's BatchNorms")
         return running_statistics(teacher, data, layers)
     folder = cache / "statistics"
     statistics, path, gathered = obtain_statistics(
-        recipe, teacher, data, layers, signal, folder, device=device_of(accelerator)
+        recipe, teacher, data, layers, signal, folder, device=own_device(accelerator), team=launched_team()
     )
     about = f"{len(layers)} layers, signal {signal}, {len(data.train)} images"
-    say(f"Statistics: {about}, {'gathered and kept in' if gathered else 'from'} {path}")
+    _say(f"Statistics: {about}, {'gathered and kept in' if gathered else 'from'} {path}")
     tags = {"dataset": data.dataset_name, "teacher": teacher.fingerprint, "statistics": statistics.fingerprint}
     # Shared statistics are recorded once in every experiment that uses them.
     unless = None if gathered else {"stage": "statistics", "statistics": statistics.fingerprint}
@@ -126,6 +129,18 @@ def device_of(accelerator: str) -> torch.device:
     """Return the first device of Lightning's accelerator."""
     with quiet_lightning():
         return L.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+
+
+def _say(message: str) -> None:
+    """Say it once, however many processes find the same."""
+    if launched_team().is_first:
+        say(message)
+
+
+def own_device(accelerator: str) -> torch.device:
+    """Return the device of this one of the processes that a launcher has started, on machines with one GPU each."""
+    device = device_of(accelerator)
+    return device if device.type == "cpu" else torch.device(device.type, launched_rank_here())
 
 
 def _describe(teacher: Teacher) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from unidd_pl.console import say
 from unidd_pl.data.module import ImageData
+from unidd_pl.data.order import WHOLE, Shard
 from unidd_pl.files import atomic_write
 from unidd_pl.moment_files import PartialPass, pack, read_tensors, unpack
 from unidd_pl.moment_pass import running_totals
@@ -28,29 +29,6 @@ from unidd_pl.spectral import Moments, Signal
 from unidd_pl.teachers import Teacher
 
 STATISTICS_FORMAT = "unidd-statistics-1"
-
-
-class StatisticsRecipe:
-    """How to get the real moments.
-
-    Args:
-        file: Statistics written by ``unidd statistics``; None takes them from the cache or gathers them.
-        batch_size: Images a forward pass; it changes memory and speed, not the result.
-        save_every: Seconds of a pass after which what is done is saved, so that the same command goes on from there
-            when it was stopped; 0 saves after every batch.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    def __init__(self, file: str | None = None, batch_size: int = 250, save_every: float = 60.0) -> None:
-        if batch_size < 1:
-            raise ValueError(f"statistics.batch_size: got {batch_size}, expected at least 1")
-        if not save_every >= 0:
-            raise ValueError(f"statistics.save_every: got {save_every}, expected at least 0 seconds")
-        self.save_every = save_every
-        self.file = file
-        self.batch_size = batch_size
 
 
 @dataclass(frozen=True)
@@ -72,7 +50,7 @@ class Statistics:
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of what the moments depend on."""
-        return _digest(self.made_from)
+        return digest(self.made_from)
 
     @cached_property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -130,6 +108,7 @@ def gather_statistics(
     device: torch.device | str = "cpu",
     part: Path | None = None,
     save_every: float = 60.0,
+    shard: Shard = WHOLE,
 ) -> Statistics:
     """Run the teacher over the training images once and merge the moments of all batches exactly.
 
@@ -141,62 +120,39 @@ def gather_statistics(
         batch_size: Images a forward pass.
         device: Where to run.
         part: File of what is done while the pass runs, from which another pass goes on; None for none. The caller
-            removes it when the statistics are kept.
+            removes it when the statistics are kept. A share is in it in the end, for who puts the shares together.
         save_every: Seconds between two savings.
+        shard: Of which of the training images; of none there are no moments.
 
     Returns:
         Statistics accumulated in float64; the same bits whether the pass was stopped or not, on a CPU.
     """
     made_from = conditions(teacher, data, layers, signal)
-    partial = PartialPass(part, _digest({**made_from, "batch size": batch_size}), save_every)
+    partial = partial_pass(part, made_from, batch_size, shard, save_every)
     done, before = partial.resume()
+    first = min(done * batch_size, shard.count(len(data.train)))
     if done:
-        say(f"Statistics: {min(done * batch_size, len(data.train))} images were done before, going on from {part}")
-    first = min(done * batch_size, len(data.train))
-    loader = data.train.loader(batch_size, workers=data.workers_for(data.train), first=first)
-    batches = tqdm(loader, "Gathering statistics", leave=False, unit="batch", initial=done, total=done + len(loader))
+        say(f"Statistics: {first} images were done before, going on from {part}")
+    loader = data.train.loader(batch_size, workers=data.workers_for(data.train), first=first, shard=shard)
+    batches = tqdm(
+        loader, "Gathering statistics", leave=False, unit="batch", initial=done, total=done + len(loader),
+        disable=shard.rank > 0,
+    )  # fmt: skip
     totals = running_totals(teacher, batches, layers, signal, data.spec, device, before)
     moments: Sequence[Moments] = before
     for number, moments in enumerate(totals, start=done + 1):
         partial.offer(number, moments)
+    if shard.processes > 1 and moments:
+        partial.save(done + len(loader), moments)
     return Statistics(tuple(layers), tuple(one.to(device="cpu") for one in moments), signal, made_from)
 
 
-def obtain_statistics(
-    recipe: StatisticsRecipe,
-    teacher: Teacher,
-    data: ImageData,
-    layers: Sequence[str],
-    signal: Signal,
-    cache: Path,
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[Statistics, Path, bool]:
-    """Return statistics, their file, and whether they were gathered just now.
-
-    Raises:
-        ValueError: If a given file was made from something else than is asked for.
-    """
-    wanted = conditions(teacher, data, layers, signal)
-    path = Path(recipe.file) if recipe.file else cache / f"{_digest(wanted)[:16]}.safetensors"
-    if recipe.file or path.exists():
-        statistics = load_statistics(path)
-        _check_made_from(path, statistics.made_from, wanted)
-        return statistics, path, False
-    part = path.with_suffix(".part.safetensors")
-    statistics = gather_statistics(
-        teacher,
-        data,
-        layers,
-        signal,
-        batch_size=recipe.batch_size,
-        device=device,
-        part=part,
-        save_every=recipe.save_every,
-    )
-    save_statistics(path, statistics)
-    part.unlink(missing_ok=True)
-    return statistics, path, True
+def partial_pass(
+    part: Path | None, made_from: dict[str, Any], batch_size: int, shard: Shard = WHOLE, save_every: float = 0.0
+) -> PartialPass:
+    """Return what keeps the done part of a pass of `gather_statistics` in a file, and reads it."""
+    share = {"share": f"{shard.rank} of {shard.processes}"} if shard.processes > 1 else {}
+    return PartialPass(part, digest({**made_from, "batch size": batch_size, **share}), save_every)
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
@@ -247,21 +203,6 @@ def _check_contents(made_from: dict[str, Any]) -> None:
     DatasetSpec.from_dict(made_from["spec"])
 
 
-def _check_made_from(path: Path, got: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for what in ("teacher", "layers", "signal", "transform"):
-        if got[what] != wanted[what]:
-            raise ValueError(
-                f"statistics {path} were made with another {what}: got {got[what]!r}, expected {wanted[what]!r}; "
-                "leave --statistics.file out to gather them anew"
-            )
-    got_spec, wanted_spec = (DatasetSpec.from_dict(one["spec"]) for one in (got, wanted))
-    if got["data"] != wanted["data"] or got_spec != wanted_spec:
-        raise ValueError(
-            f"statistics {path} were gathered on other data ({got_spec.num_classes} classes, "
-            f"normalised with mean {got_spec.mean}) than is given ({wanted_spec.num_classes} "
-            f"classes, mean {wanted_spec.mean}); leave --statistics.file out to gather them anew"
-        )
-
-
-def _digest(made_from: dict[str, Any]) -> str:
+def digest(made_from: dict[str, Any]) -> str:
+    """Return the hexadecimal digest of plain JSON types."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,139 @@
+"""Processes that torchrun or srun has started, before they have a process group: who goes first, who waits for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from torch.distributed import DistError
+
+from unidd_pl.cluster import launched_processes, launched_rank, meeting_store
+from unidd_pl.console import ProcessLost
+
+_LONGEST_STAGE = timedelta(days=14)  # the training of a teacher, while the others wait
+
+
+class Board(Protocol):
+    """Where processes leave each other notes, as torch's TCPStore."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Leave a note."""
+
+    def get(self, key: str, /) -> bytes:
+        """Return a note that is there."""
+
+    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
+        """Wait until notes are there."""
+
+
+@dataclass
+class Team:
+    """The processes of one launch; a single process is a team of its own, which waits for nobody.
+
+    All of them go through the same stages in the same order.
+
+    Args:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        board: Where they leave notes; None for a single one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    board: Board | None = None
+    _stages: int = field(default=0, init=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that the others wait for."""
+        return self.rank == 0
+
+    @contextmanager
+    def first_alone(self, stage: str) -> Iterator[None]:
+        """Let the first process do a block before the others, which find it done.
+
+        Args:
+            stage: Name of the block.
+
+        Raises:
+            ProcessLost: If the first process has ended.
+        """
+        note = self._named(stage)
+        if not self.is_first:
+            self._read(note, "the first process", stage)
+        yield
+        if self.is_first:
+            self._leave(note, "done")
+
+    def decided_by_first(self, decision: bool, stage: str) -> bool:
+        """Return what the first process decides, whatever the others would.
+
+        Args:
+            decision: What this process would decide.
+            stage: Name of what it is about.
+
+        Raises:
+            ProcessLost: If the first process has ended.
+        """
+        note = self._named(stage)
+        if self.is_first:
+            self._leave(note, "yes" if decision else "no")
+            return decision
+        return self._read(note, "the first process", stage) == b"yes"
+
+    def gathered_by_first(self, stage: str) -> None:
+        """Tell the first process that this one is done; the first waits for all.
+
+        Args:
+            stage: Name of what is done.
+
+        Raises:
+            ProcessLost: If the process that has the notes has ended.
+        """
+        note = self._named(stage)
+        self._leave(f"{note} {self.rank}", "done")
+        if self.is_first:
+            for other in range(1, self.size):
+                self._read(f"{note} {other}", f"process {other}", stage)
+
+    def _named(self, stage: str) -> str:
+        # By number, because one process may go through a stage of one name several times.
+        self._stages += 1
+        return f"unidd: {self._stages} {stage}"
+
+    def _leave(self, note: str, value: str) -> None:
+        if self.board is not None:
+            self.board.set(note, value)
+
+    def _read(self, note: str, whose: str, stage: str) -> bytes:
+        if self.board is None:
+            return b""
+        try:
+            self.board.wait([note], _LONGEST_STAGE)
+            return self.board.get(note)
+        except DistError as error:
+            raise ProcessLost(f"{whose} has ended in the stage {stage}", error) from error
+
+
+ALONE = Team()
+"""The team of a single process."""
+
+_teams: list[Team] = []
+
+
+def launched_team() -> Team:
+    """Return the processes that torchrun or srun has started together with this one; always the same team.
+
+    Processes that Lightning starts itself do not count: they come later, with the Trainer.
+
+    Raises:
+        ValueError: If srun was not told how many tasks a machine gets.
+    """
+    if not _teams:
+        processes = launched_processes()
+        size = 1 if processes is None else processes[0] * processes[1]
+        _teams.append(Team() if size == 1 else Team(launched_rank(), size, meeting_store(_LONGEST_STAGE)))
+    return _teams[0]
