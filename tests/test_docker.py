@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,22 +135,45 @@ class TestSlurm:
 
 
 class TestKubernetes:
+    """The file alone; pods that find each other are in test_several_machines.py."""
+
     @pytest.fixture
-    def job(self) -> Any:
-        return list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))[1]
+    def parts(self) -> dict[str, Any]:
+        return {part["kind"]: part for part in yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())}
 
-    def test_the_user_is_the_image_s(self, job: Any, tmp_path: Path) -> None:
+    @pytest.fixture
+    def pod(self, parts: dict[str, Any]) -> Any:
+        return parts["Job"]["spec"]["template"]["spec"]
+
+    def test_the_user_is_the_image_s(self, pod: Any, tmp_path: Path) -> None:
         stage = load_without_engine().Builder(tmp_path, tmp_path, {}, [], execute=False).build()
-        assert str(job["spec"]["template"]["spec"]["securityContext"]["runAsUser"]) == stage.user
-        mounts = job["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert str(pod["securityContext"]["runAsUser"]) == stage.user
+        mounts = pod["containers"][0]["volumeMounts"]
         assert f"{stage.workdir}/runs" in [mount["mountPath"] for mount in mounts]
+        *start, script = pod["containers"][0]["command"]
+        assert [*start, "unidd"] == stage.entrypoint
+        assert ROOT / script in SCRIPTS
+        assert os.access(ROOT / script, os.X_OK)
 
-    def test_it_goes_on_and_does_not_repeat_bad_input(self, job: Any) -> None:
-        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    def test_it_goes_on_and_does_not_repeat_bad_input(self, parts: dict[str, Any], pod: Any) -> None:
+        arguments = pod["containers"][0]["args"]
         assert arguments[0] == "fit"
         assert arguments[-2:] == ["--ckpt_path", "last"]
         assert (ROOT / arguments[arguments.index("--config") + 1]).is_file()
-        assert job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [2]
+        rules = parts["Job"]["spec"]["podFailurePolicy"]["rules"]
+        by_status = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in rules if "onExitCodes" in rule}
+        assert by_status == {(128 + signal.SIGTERM,): "Ignore", (2,): "FailJob"}
+
+    def test_the_pods_find_the_first(self, parts: dict[str, Any], pod: Any) -> None:
+        job, service = parts["Job"], parts["Service"]
+        environment = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        assert job["spec"]["completionMode"] == "Indexed"
+        assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(environment["PODS"]) > 1
+        assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+        assert service["spec"]["clusterIP"] == "None"
+        assert pod["subdomain"] == service["metadata"]["name"]
+        assert environment["MASTER_ADDR"] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
 @pytest.mark.slow
