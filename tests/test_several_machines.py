@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 FIT = [sys.executable, str(ROOT / "tests" / "float64_fit.py")]
 POD = ROOT / "docker" / "pod.sh"
 SETTINGS = {
-    "teacher.epochs": 1, "model.init_args.iterations": 30, "model.init_args.ipc": 2, "model.init_args.chunk_size": 7,
+    "teacher.epochs": 1, "model.init_args.iterations": 30, "model.init_args.ipc": 4, "model.init_args.chunk_size": 7,
     "trainer.logger": "false", "trainer.enable_progress_bar": "false", "pixel_type": "float32", "checkpoint_every": 5,
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_torchrun_on_two_nodes_makes_what_one_process_makes(processes: int, fold
     ]  # fmt: skip
     statuses, said = ended(nodes)
     assert statuses == [0, 0], said
-    assert said.count("Distilled set: 20 images") == 1, "one process of all nodes speaks"
+    assert said.count("Distilled set: 40 images") == 1, "one process of all nodes speaks"
     same_images(output, alone)
 
 
@@ -136,7 +136,7 @@ class TestPods:
 
         statuses, said = ended(pods.start())
         assert statuses == [0, 0], said
-        assert said.count("Distilled set: 20 images") == 1
+        assert said.count("Distilled set: 40 images") == 1
         same_images(output, alone)
 
     def test_bad_input_ends_every_pod_with_status_2(self, folder: Path, alone: DistilledSet) -> None:
