@@ -49,7 +49,7 @@ def started(*command: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def ended(processes: Sequence[subprocess.Popen[str]]) -> tuple[list[int], str]:
-    said = "".join(process.communicate(timeout=600)[0] for process in processes)
+    said = "".join(process.communicate(timeout=900)[0] for process in processes)
     return [process.returncode for process in processes], said
 
 
@@ -77,7 +77,7 @@ def alone(folder: Path) -> DistilledSet:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_torchrun_on_two_nodes_makes_what_one_process_makes(processes: int, folder: Path, alone: DistilledSet) -> None:
     output, port = folder / f"torchrun{processes}", free_port()
@@ -120,7 +120,7 @@ class Pods:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 class TestPods:
     def test_two_pods_stop_together_and_make_what_one_process_makes(self, folder: Path, alone: DistilledSet) -> None:
         output = folder / "pods"
