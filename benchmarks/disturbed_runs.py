@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import unidd_pl.fit  # noqa: F401  which the command line imports late
@@ -37,12 +38,16 @@ class Bench:
         self.draw = random.Random(0)
         self.count = 0
         self.fit(work / "reference")
-        began = time.monotonic()
-        self.fit(work / "again", "--overwrite", "true")  # with teacher and statistics in the cache
-        self.seconds = time.monotonic() - began
+        self.seconds = min(self._timed(work / "again") for _ in range(2))  # the machine may stand still in one of them
         self.expected = contents(work / "reference")
         if contents(work / "again") != self.expected:
             raise SystemExit("two undisturbed runs differ: nothing can be compared")
+
+    def _timed(self, output: Path) -> float:
+        """Return the seconds of a run with teacher and statistics in the cache."""
+        began = time.monotonic()
+        self.fit(output, "--overwrite", "true")
+        return time.monotonic() - began
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Return the command line of a run."""
@@ -53,6 +58,13 @@ class Bench:
 
     def start(self, output: Path, *more: str, prepare: Prepare | None = None) -> int:
         """Start a run; return the id of its process."""
+        return self._start(output, self.arguments(output, *more), prepare)
+
+    def command(self, output: Path, arguments: list[str]) -> int:
+        """Run another command to its end, with the messages of a run; return the exit status, or minus the signal."""
+        return wait(self._start(output, arguments))
+
+    def _start(self, output: Path, arguments: list[str], prepare: Prepare | None = None) -> int:
         child = os.fork()
         if child:
             return child
@@ -63,7 +75,7 @@ class Bench:
             prepare()
         status = 1
         try:
-            cli.main(self.arguments(output, *more))
+            cli.main(arguments)
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -93,13 +105,26 @@ class Bench:
 
     def recovered(self, output: Path) -> str:
         """Go on; return "" where the result is the undisturbed one and nothing else is left, else what is wrong."""
+        before = self.records(output)
         status = self.fit(output, "--ckpt_path", "last")
-        if status:
-            return f"ended with {status}: {self.last_words(output)}"
-        if contents(output) != self.expected:
+        return f"ended with {status}: {self.last_words(output)}" if status else self.verdict(output, before=before)
+
+    def verdict(self, output: Path, expected: object = None, before: dict[str, str] | None = None) -> str:
+        """Compare a finished run: images and chunks, no temporary file or lock, one MLflow run, that of before."""
+        if contents(output) != (expected or self.expected):
             return "other images"
         left = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".lock"))]
-        return f"left {left}" if left else ""
+        left += [str(path) for path in (self.work / "outbox").glob("*/journal.jsonl")]
+        if left:
+            return f"left {left}"
+        after = self.records(output)
+        continued = list(after.values()) == ["FINISHED"] and (before or {}).keys() <= after.keys()
+        return "" if continued else f"MLflow had the runs {before} and has {after}"
+
+    def records(self, output: Path) -> dict[str, str]:
+        """Return the status of each MLflow run of an output folder by its id."""
+        with closing(sqlite3.connect(self.work / "mlflow.db")) as database:
+            return dict(database.execute("SELECT run_uuid, status FROM runs WHERE name = ?", [output.name]))
 
 
 def ranks_of(output: Path) -> dict[int, int]:

@@ -47,6 +47,22 @@ def killed_at_random(bench: Bench) -> str:
             return bench.recovered(output)
 
 
+def marked_and_continued(bench: Bench) -> str:
+    """Kill a run when MLflow has it; `unidd sync` has to end its record as KILLED, going on has to reopen it."""
+    output = bench.new()
+    child = bench.start(output)
+    while not bench.records(output) or not (output / "last.ckpt").exists():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return f"it ended before it could be killed: {bench.last_words(output)}"
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    status = bench.command(output, ["sync", "--outbox", str(bench.work / "outbox")])
+    if status or list(bench.records(output).values()) != ["KILLED"]:
+        return f"unidd sync ended with {status}, and MLflow has {bench.records(output)}"
+    return bench.recovered(output)
+
+
 def killed_in_a_write(suffix: str, folder: str) -> Callable[[Bench], str]:
     """Die with the temporary file written and not yet in its place."""
 
@@ -147,7 +163,7 @@ def clock_set_back(bench: Bench) -> str:
     )
     if ended.returncode:
         return f"ended with {ended.returncode}: {ended.stderr[-300:]}"
-    return "" if contents(output) == bench.expected else "other images"
+    return bench.verdict(output)
 
 
 def two_in_one_folder(bench: Bench) -> str:
@@ -161,7 +177,7 @@ def two_in_one_folder(bench: Bench) -> str:
     refused = "is being written to by process" in bench.log(output).read_text()
     if wait(first) or status != BAD_INPUT or not refused:
         return f"the second ended with {status}, refused: {refused}"
-    return "" if contents(output) == bench.expected else "other images"
+    return bench.verdict(output)
 
 
 def killed_process_of_two(*launcher: str) -> Callable[[Bench], str]:
@@ -193,7 +209,7 @@ def killed_process_of_two(*launcher: str) -> Callable[[Bench], str]:
             return f"no message: {said[-300:]}"
         if start(bench, output, "--ckpt_path", "last").wait(PATIENCE):
             return f"it does not go on: {bench.last_words(output)}"
-        return "" if contents(output) == contents(undisturbed) else "other images"
+        return bench.verdict(output, contents(undisturbed))
 
     return fault
 
@@ -207,6 +223,7 @@ FAULTS: list[tuple[str, int, Callable[[Bench], str], str]] = [
     ("kill −9 in the write of its picture", 1, killed_in_a_write(".png", "."), ""),
     ("kill −9 of one of two processes (--trainer.devices 2)", 4, killed_process_of_two(), ""),
     ("kill −9 of one of two processes (torchrun)", 4, killed_process_of_two(*TORCHRUN), ""),
+    ("kill −9, then `unidd sync`, then go on: one MLflow run, KILLED, then FINISHED", 3, marked_and_continued, ""),
     ("SIGTERM at a random moment", 3, stopped_by_sigterm, ""),
     ("disk full", 4, disk_full, "root"),
     ("read-only output", 1, read_only, "root"),
