@@ -114,7 +114,8 @@ class Bench:
         if contents(output) != (expected or self.expected):
             return "other images"
         left = [path.name for path in output.rglob("*") if path.name.startswith((".tmp-", ".lock"))]
-        left += [str(path) for path in (self.work / "outbox").glob("*/journal.jsonl")]
+        journals = (self.work / "outbox").glob("*/journal.jsonl")
+        left += [str(path) for path in journals if f'"name": "{output.name}"' in path.read_text()]
         if left:
             return f"left {left}"
         after = self.records(output)

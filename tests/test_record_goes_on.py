@@ -46,8 +46,13 @@ def runs(tracking: Tracking) -> list[StoredRun]:
     return list(store.runs(store.experiment_id(tracking.experiment) or ""))
 
 
-def go_on(tracking: Tracking, folder: Path, config: str = CONFIG, *, complete: bool = True) -> None:
-    with recorded(tracking, folder, {"seed": "1"}, config, None, going_on=True, complete=lambda: complete) as run:
+def go_on(
+    tracking: Tracking, folder: Path, config: str = CONFIG, *, complete: bool = True, from_checkpoint: bool = True
+) -> None:
+    with recorded(
+        tracking, folder, {"seed": "1"}, config, None, going_on=True, from_checkpoint=from_checkpoint,
+        complete=lambda: complete,
+    ) as run:  # fmt: skip
         if tracking.enabled:
             assert Store(tracking.uri).run(run.run_id or "").status == "RUNNING"
         run.metrics({"loss": 0.5}, 2)
@@ -96,6 +101,20 @@ def test_a_killed_run_that_was_sent_in_between_has_one_record(tracking: Tracking
     assert [one.status for one in runs(tracking)] == ["KILLED"]
     go_on(tracking, tmp_path)
     check_continued(tracking)
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_one_record(tracking: Tracking, tmp_path: Path) -> None:
+    kill(tracking, tmp_path)
+    go_on(tracking, tmp_path, f"{CONFIG}ckpt_path: last\noverwrite: false\n", from_checkpoint=False)
+    (only,) = runs(tracking)
+    assert only.status == "FINISHED"
+
+
+def test_one_that_begins_anew_with_another_config_has_another_record(tracking: Tracking, tmp_path: Path) -> None:
+    kill(tracking, tmp_path)
+    go_on(tracking, tmp_path, CONFIG.replace("lr: 1", "lr: 2"), from_checkpoint=False)
+    assert sync(tracking.outbox) == 1
+    assert [(one.status, one.params["lr"]) for one in runs(tracking)] == [("FINISHED", "2"), ("KILLED", "1")]
 
 
 def test_a_record_that_was_deleted_starts_anew(tracking: Tracking, tmp_path: Path) -> None:
@@ -151,6 +170,6 @@ def test_a_damaged_note_is_none(content: bytes, tmp_path: Path) -> None:
 
 
 def test_the_note_is_what_was_noted(tmp_path: Path) -> None:
-    noted: Any = Standing("1795596803804-d69efc20d558", finished=True)
+    noted: Any = Standing("1795596803804-d69efc20d558", finished=True, config="a0")
     noted.save(tmp_path)
     assert Standing.load(tmp_path) == noted

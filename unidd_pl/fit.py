@@ -140,10 +140,11 @@ class DistillationRun:
             say(f"{self.folder.distilled} is finished: nothing is left to do")
             return self.folder.distilled
         if is_first() and checkpoint is None:
-            self.folder.clear()
+            self.folder.clear(anew=self.checkpoint is None)
         tags = self._tags(teacher, statistics)
         with recorded(
             self.tracking, self.output, tags, self.config, self.parent, going_on=self.checkpoint is not None,
+            from_checkpoint=checkpoint is not None,
             complete=lambda: self.module.position.round_index == self.module.ipc,
         ) as run:  # fmt: skip
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")

@@ -75,10 +75,14 @@ class RunFolder:
         check_checkpoint(path)
         return path
 
-    def clear(self) -> None:
-        """Remove what an earlier run left: a part of it must not pass for a part of this one."""
+    def clear(self, *, anew: bool = True) -> None:
+        """Remove what an earlier run left: a part of it must not pass for a part of this one.
+
+        Args:
+            anew: Whether another run begins, and not that of before for want of a checkpoint, which keeps its record.
+        """
         for folder in (CHUNK_FOLDER, ROUNDS_FOLDER):
             shutil.rmtree(self.path / folder, ignore_errors=True)
-        files = (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE, STANDING_FILE)
-        for name in files:
+        files = (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE)
+        for name in (*files, *((STANDING_FILE,) if anew else ())):
             (self.path / name).unlink(missing_ok=True)
