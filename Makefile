@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/cfm_digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-scale bench-evaluation bench-labels bench-loading faults check format clean
+.PHONY: help setup ffcv demo test test-all test-ffcv bench bench-scale bench-evaluation bench-labels bench-loading faults fuzz check format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,9 @@ bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench
 
 faults: $(INSTALLED)  ## kill, stop and starve real runs, go on, compare bit for bit (all of it as root, with faketime)
 	$(BIN)/python benchmarks/faults.py --work runs/faults --output docs/results/faults
+
+fuzz: $(INSTALLED)  ## read 2,000 spoilt files of every kind that a stranger may hand over (some 20 minutes)
+	$(BIN)/python tests/fuzzing/table.py 2000 docs/results/fuzz
 
 check: $(INSTALLED)  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "write a distilled set as others read it: PNG, parquet, tar, two scorers",
 }
 DEFAULT_CACHE = "runs/cache"
+_SHOWN = 400  # characters of a command line in a message
 
 
 def stage_parser(command: str) -> Any:
@@ -111,7 +112,7 @@ def with_data_of_config(arguments: list[str]) -> list[str]:
     if known.config is None:
         return rest
     try:
-        config = load_yaml(Path(known.config).read_text())
+        config = load_yaml(Path(known.config).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"cannot read the config {known.config} ({error}): expected a YAML file") from error
     if not isinstance(config, dict) or "data" not in config:
@@ -124,6 +125,11 @@ def parsed(parser: Any, arguments: list[str]) -> tuple[Any, Any]:
     try:
         config = parser.parse_args(arguments)
         return config, parser.instantiate(config)
+    except UnicodeDecodeError as error:
+        given = " ".join(arguments)[:_SHOWN]
+        raise ValueError(
+            f"a file that the options {given} name is no text ({error}): expected YAML in UTF-8"
+        ) from error
     except (TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError, ImportError) as error:
         # jsonargparse's own, where a config has another shape than that of options
         raise ValueError(f"cannot take up the options ({error!r}): expected a config as in configs/") from error

@@ -13,6 +13,7 @@ from PIL import Image
 
 from unidd_pl.console import say
 from unidd_pl.files import atomic_write, check_writable
+from unidd_pl.image_files import open_image
 from unidd_pl.report import Section, html, markdown, students_csv, table
 from unidd_pl.study import Facet, Study, StudyRow, read_study
 from unidd_pl.study_curves import CURVES, MAX_POINTS, Curves, draw_curves, draw_responses, read_responses
@@ -157,8 +158,8 @@ class Report:
         file = store.download(run.run_id, name, folder)
         try:
             return read(file)
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            # One damaged file must not cost the report on all others; Pillow calls a broken PNG a SyntaxError.
+        except (ValueError, OSError) as error:
+            # One damaged file must not cost the report on all others.
             reason = str(error).replace(str(file), name)
             self._damaged.append(f"{name} of {run.name} ({run.run_id}) is damaged: {reason}")
             return None
@@ -211,11 +212,14 @@ def _curves(store: Store, row: StudyRow) -> Curves:
 
 def _shrunk(path: Path) -> bytes:
     """Return a picture as PNG: as it is where it is narrow enough, for to encode it again takes seconds."""
-    with Image.open(path) as image:
-        image.load()  # as a whole: it may be damaged in the middle
-        if image.width <= _MAX_WIDTH and image.format == "PNG":
-            return path.read_bytes()
-        picture = image.convert("RGB")
+    try:
+        with open_image(path) as image:
+            image.load()  # as a whole: it may be damaged in the middle
+            if image.width <= _MAX_WIDTH and image.format == "PNG":
+                return path.read_bytes()
+            picture = image.convert("RGB")
+    except Exception as error:  # whatever the bytes of a damaged picture make Pillow's decoders stumble over
+        raise ValueError(f"{path}: cannot read the picture ({error}), expected a whole one") from error
     picture.thumbnail((_MAX_WIDTH, _MAX_WIDTH * 4), Image.Resampling.BOX)
     content = io.BytesIO()
     picture.save(content, "PNG")

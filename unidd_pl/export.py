@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,11 @@ def _scores(distilled: DistilledSet, path: Path, given: str | None) -> list[dict
         content = parse_json(file.read_bytes(), file)
         protocol = {"protocol": content["protocol"]["name"], "epochs": content["protocol"]["epochs"]}
         rows = [
-            {**{key: row[key] for key in ("network", "n", "tail_mean", "last_epoch")}, **protocol}
+            {"network": row["network"], "n": row["n"], **_figures(row), **protocol}
             for row in content["rows"]
             if row["distilled_set"] == distilled.fingerprint()  # a list where a row averages several sets
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"cannot read the evaluation {file} ({error}): expected a file of `unidd evaluate`; make it again, or "
             "give another with --evaluation FILE"
@@ -136,6 +136,14 @@ def _scores(distilled: DistilledSet, path: Path, given: str | None) -> list[dict
     if given and not rows:
         raise ValueError(f"the evaluation {file} has no row of this set: give the one that was made of it")
     return rows
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return the accuracies of a row; raises as whatever of it is not a number stumbles."""
+    return {
+        key: {"mean": float(row[key]["mean"]), "std": None if (std := row[key]["std"]) is None else float(std)}
+        for key in ("tail_mean", "last_epoch")
+    }
 
 
 def _label_bytes(distilled: DistilledSet, path: Path, given: str | None) -> int | None:

@@ -71,11 +71,11 @@ def _config_key(one: DistilledSet) -> str | None:
     try:
         config = load_yaml(str(one.manifest["config"]))
         del config["model"]["init_args"]["seed"]
-    except (KeyError, TypeError, ValueError):
+        made = {name: value for name, value in config.items() if name not in _NOT_THE_CONFIG}
+        known = [one.manifest.get(name) for name in ("data", "teacher", "statistics")]
+        return json.dumps([made, known, one.ipc], sort_keys=True, default=str)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # a set of a stranger may say anything
         return None
-    made = {name: value for name, value in config.items() if name not in _NOT_THE_CONFIG}
-    known = [one.manifest.get(name) for name in ("data", "teacher", "statistics")]
-    return json.dumps([made, known, one.ipc], sort_keys=True, default=str)
 
 
 def _check_distinct(paths: Sequence[Path], sets: Sequence[DistilledSet]) -> None:

@@ -24,6 +24,7 @@ from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.classes import some
 from unidd_pl.exchange.reading import is_foreign
 from unidd_pl.files import atomic_write
+from unidd_pl.plain_json import parse_json
 from unidd_pl.specs import DatasetSpec, check_same_classes
 from unidd_pl.teachers import Teacher, accuracy_of
 
@@ -188,8 +189,8 @@ def _key(teacher: Teacher, data: ImageData) -> str:
 
 def _kept(path: Path) -> float | None:
     try:
-        return float(json.loads(path.read_text())["accuracy"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(parse_json(path.read_bytes(), path)["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -1,7 +1,8 @@
 """Read many spoilt files of some kinds, in a process of its own: python run.py COUNT FOLDER KIND …, or all kinds.
 
-Prints a line of JSON a kind: how many were loaded and refused, and the first failures. A failure is an exception that
-is no clear error, a read of more than `SECONDS`, a process that grows by more than `MEMORY`, or code that ran.
+Prints a line of JSON a kind: how many had which of the `OUTCOMES`, and the first failures. A failure is an exception
+that is no clear error, a read of more than `SECONDS`, a process that grows by more than `MEMORY`, or code that ran.
+`make fuzz` puts the lines of all kinds into a table (table.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import resource
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -22,11 +24,14 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-SECONDS = 20.0  # for one file, on a busy machine
+SECONDS = 20.0  # of the processor, for one file
+PATIENCE = 150.0  # seconds by the clock: a machine that stands still for a while is no fault of the reader
 MEMORY = 2**30  # bytes of address space; the files have a few kilobytes, the .beton file 8 MB
 SHOWN = 5  # failures
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "shutil.rmtree", "pty.spawn")
-
+OUTCOMES = ("loaded", "refused", "unclear", "hung", "grew", "ran code")
+BARE = (UnicodeError, json.JSONDecodeError)  # errors that name no file, and are ValueErrors all the same
+LONGEST = 20_000  # characters of a message
 
 watched: list[bool] = []
 """Not empty once the audit hook is there, which no one can take away."""
@@ -54,44 +59,51 @@ def main(count: int, folder: Path, names: list[str]) -> None:
 
 def read_spoilt(kind: Any, count: int, folder: Path) -> dict[str, Any]:
     """Make a proper file, read it, then read `count` spoilt ones."""
-    from kinds import CLEAR
     from mutations import MARKER
+    from world import CLEAR
 
     proper = kind.make(folder)
     kind.read(proper)
     data, spoilt = proper.read_bytes(), folder / f"spoilt{proper.suffix}"
     watch()
-    counts = {"loaded": 0, "refused": 0}
+    counts = dict.fromkeys(OUTCOMES, 0)
     failures: list[str] = []
+    began = time.monotonic()
     for number in range(count):
         draw = random.Random(f"{kind.name} {number}")
         mutation = draw.choice(kind.mutations)
         spoilt.write_bytes(mutation(data, draw))
-        what = f"{kind.name} {number}, {mutation.__name__}"
-        outcome = attempt(lambda: kind.read(spoilt), CLEAR)
-        if outcome in counts:
-            counts[outcome] += 1
-        else:
-            failures.append(f"{what}: {outcome}")
-    if Path(MARKER).exists():
-        failures.append("code was run: its marker is there")
-        Path(MARKER).unlink()
-    return {"kind": kind.name, **counts, "failures": len(failures), "first": failures[:SHOWN]}
+        outcome, how = attempt(lambda: kind.read(spoilt), CLEAR)
+        if Path(MARKER).exists():
+            Path(MARKER).unlink()
+            outcome, how = "ran code", "its marker is there"
+        counts[outcome] += 1
+        if how:
+            failures.append(f"{kind.name} {number}, {mutation.__name__}: {how}")
+    seconds = round(time.monotonic() - began, 1)
+    return {"kind": kind.name, **counts, "seconds": seconds, "failures": len(failures), "first": failures[:SHOWN]}
 
 
-def attempt(read: Callable[[], object], clear: tuple[type[Exception], ...]) -> str:
-    """Return `loaded`, `refused`, or what went wrong."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+def attempt(read: Callable[[], object], clear: tuple[type[Exception], ...]) -> tuple[str, str]:
+    """Return one of the `OUTCOMES`, and what went wrong where something did."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         read()
-        return "loaded"
+        return "loaded", ""
     except clear as error:
         message = str(error)
-        return "refused" if message and len(message) < 20_000 else f"a message of {len(message)} characters"
-    except BaseException:
-        return traceback.format_exc(limit=-6)
+        if "malloc of size" in message:  # Arrow's word for it
+            return "grew", message
+        if isinstance(error, BARE) or not 0 < len(message) < LONGEST:
+            return "unclear", f"a message of {len(message)} characters: {type(error).__name__} {message[:200]}"
+        return "refused", ""
+    except BaseException as error:
+        kinds = {TookTooLong: "hung", MemoryError: "grew", RanCode: "ran code"}
+        return kinds.get(type(error), "unclear"), traceback.format_exc(limit=-6)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def watch() -> None:
@@ -105,6 +117,7 @@ def watch() -> None:
             raise RanCode(event, arguments)
 
     signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     if not watched:

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import table
 from kinds import KINDS
 
 RUN = Path(__file__).parent / "run.py"
 ROOT = RUN.parent.parent.parent
+FEW = 60  # files of each kind where no one waits for thousands
 HARMS = {
-    "raise KeyError('x')": "KeyError",
-    "import os; os.system('true')": "RanCode",
-    "open('code-was-run', 'w').close()": "its marker is there",
-    "bytearray(2**32)": "MemoryError",
-    "import time; time.sleep(60)": "TookTooLong",
-    "raise ValueError": "a message of 0 characters",
+    "raise KeyError('x')": ("unclear", "KeyError"),
+    "import os; os.system('true')": ("ran code", "RanCode"),
+    "open('code-was-run', 'w').close()": ("ran code", "its marker is there"),
+    "bytearray(2**32)": ("grew", "MemoryError"),
+    "import time; time.sleep(60)": ("hung", "TookTooLong"),
+    "raise ValueError": ("unclear", "a message of 0 characters"),
+    "b'\\xff'.decode()": ("unclear", "UnicodeDecodeError"),
 }
 
 
@@ -43,9 +46,9 @@ def check(results: list[dict[str, Any]], count: int) -> None:
 
 
 def test_spoilt_files_do_no_harm(tmp_path: Path) -> None:
-    results = python(str(RUN), "150", str(tmp_path))
+    results = python(str(RUN), str(FEW), str(tmp_path))
     assert [result["kind"] for result in results] == [kind.name for kind in KINDS]
-    check(results, 150)
+    check(results, FEW)
 
 
 @pytest.mark.slow
@@ -55,13 +58,29 @@ def test_many_spoilt_files_do_no_harm(kind: str, tmp_path: Path) -> None:
     check(python(str(RUN), "2000", str(tmp_path), kind), 2000)
 
 
+def test_the_table_counts_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "if sys.argv[3] == 'a': os.abort()\n"
+        "if sys.argv[3] == 'b': time.sleep(60)\n"
+        "print(json.dumps({'kind': 'c', 'loaded': 1, 'refused': 2, 'unclear': 3, 'seconds': 0.5, 'first': []}))\n"
+    )
+    monkeypatch.setattr(table, "RUN", script)
+    monkeypatch.setattr(table, "LONGEST", 5.0)
+    crashed, hung, others = (table.measured(kind, 6) for kind in "abc")
+    assert (crashed["crashed"], hung["hung"]) == (1, 1)
+    assert (others["tried"], others["unclear"]) == (6, 3)
+    assert "| 3 kinds | 6 | 2 | 1 | 3 | 1 | 1 | 0 | 0 | 0.5 |" in table.markdown([crashed, hung, others])
+
+
 def test_the_harness_sees_harm(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(RUN.parent)!r})
 import run
-run.SECONDS = 2.0
+run.PATIENCE = 2.0
 import kinds
 folder, calls, harms = Path({str(tmp_path)!r}), [], {list(HARMS)!r}
 def make(folder):
@@ -80,5 +99,6 @@ run.main(4, folder, [])
     results = python("-c", script)
     assert [result["kind"] for result in results] == list(HARMS)
     for result in results:
-        assert result["failures"] == 1
-        assert HARMS[result["kind"]] in result["first"][0]
+        outcome, how = HARMS[result["kind"]]
+        assert (result["failures"], result[outcome]) == (1, 1)
+        assert how in result["first"][0]

@@ -18,6 +18,7 @@ ANNOTATIONS = "val_annotations.txt"
 _IMAGES = "images"
 _WNIDS = "wnids.txt"
 _SHOWN = 5  # names in a message
+_LONGEST = 80  # characters of one
 _ANEW = "unpack the archive anew, or complete the file"
 
 
@@ -36,11 +37,11 @@ def check_all_classes(root: Path, classes: Sequence[str]) -> None:
     path = root / _WNIDS
     if not path.is_file():
         return
-    named = set(path.read_text().split())
+    named = set(_text(path).split())
     if named != set(classes):
         raise ValueError(
-            f"{root / 'train'} has other classes than {path} names: missing {sorted(named - set(classes))[:_SHOWN]}, "
-            f"only there {sorted(set(classes) - named)[:_SHOWN]}; expected the same; unpack the archive anew"
+            f"{root / 'train'} has other classes than {path} names: missing {_some(named - set(classes))}, "
+            f"only there {_some(set(classes) - named)}; expected the same; unpack the archive anew"
         )
 
 
@@ -64,7 +65,7 @@ def annotated_images(folder: Path, classes: Sequence[str], known: Sequence[str])
         ("classes without an image", set(classes) - set(annotations.values())),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:_SHOWN])
+            shown = ", ".join(_some(names))
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             raise ValueError(f"{folder / ANNOTATIONS}: got {len(names)} {what}: {shown}{more}; expected none; {_ANEW}")
     labels = {name: label for label, name in enumerate(classes)}
@@ -75,7 +76,7 @@ def annotated_images(folder: Path, classes: Sequence[str], known: Sequence[str])
 def _read(path: Path) -> dict[str, str]:
     """Return the class of each image by its name."""
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         fields = line.split("\t")
         if not line.strip():
             continue
@@ -84,3 +85,14 @@ def _read(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: got {why}, expected a file and its WNID, by tabs; {_ANEW}")
         found[fields[0]] = fields[1].strip()
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got what is no text ({error}), expected names, a line each; {_ANEW}") from error
+
+
+def _some(names: set[str]) -> list[str]:
+    return [name[:_LONGEST] for name in sorted(names)[:_SHOWN]]

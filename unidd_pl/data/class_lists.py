@@ -12,6 +12,7 @@ CLASS_LISTS = ("imagenet", "imagenet100", "imagenette", "imagewoof")
 """Names of the lists that are shipped, in ``unidd_pl/data/classes``; their first lines say where they are from."""
 
 _SHOWN = 5  # names in a message
+_LONGEST = 80  # characters of a name in a message
 _MISSPELT = 0.6  # similarity from which a name is taken for a shipped one misspelt
 
 
@@ -97,4 +98,4 @@ def _lines(classes: str) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + more

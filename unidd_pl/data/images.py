@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from unidd_pl.data.crops import RandomCrops
 from unidd_pl.data.order import WHOLE, Order, Shard
+from unidd_pl.image_files import open_image
 
 _PROGRESS_FROM = 2000  # images; decoding fewer takes about a second and needs no bar
 _DECODE_BLOCK = 256  # images decoded per progress step
@@ -272,7 +273,7 @@ def open_picture(path: Path) -> Image.Image:
         ValueError: If it is not a readable image of 8 bits a channel; the message names it.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             if file.mode.startswith(("I", "F")):  # Pillow would clip these to white
                 raise ValueError(f"{file.mode} pixels; expected 8 bits a channel")
             file.load()

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from unidd_pl.data.images import open_picture
+from unidd_pl.image_files import open_image
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _PROBED_IMAGES = 200  # headers read to learn size and colour; all of them would take minutes on a large set
@@ -93,7 +92,7 @@ def _hidden(path: Path) -> bool:
 def _probe(path: Path) -> tuple[str, tuple[int, int]] | None:
     """Return mode and size, or None where the file cannot be read: who decodes it says so, or leaves it out."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.mode, image.size
     except Exception:  # whatever the bytes of a foreign file make Pillow's many decoders stumble over
         return None

@@ -75,8 +75,9 @@ class TorchvisionData(ImageData):
     def _open(self, split: Split) -> Any:
         try:
             return getattr(datasets, self.dataset)(self.root, train=split == "train", download=self.download)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # torchvision asserts what its files hold, and meets whatever their bytes are
             raise ValueError(
-                f"cannot get {self.dataset} at {self.root} ({error}): expected torchvision's files there, a network "
-                "to download them, or train/ and test/ class folders; give the folder with --data.init_args.root PATH"
+                f"cannot get {self.dataset} at {self.root} ({type(error).__name__}: {error}): expected torchvision's "
+                "files there, a network to download them, or train/ and test/ class folders; give the folder with "
+                "--data.init_args.root PATH"
             ) from error

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.classes import some
 from unidd_pl.exchange.description import SetFacts
+from unidd_pl.image_files import open_image
 from unidd_pl.specs import DatasetSpec
 
 GIB = 2**30
@@ -162,16 +163,27 @@ def decode(source: Path | bytes, spec: DatasetSpec, where: str) -> Tensor:
     Raises:
         ValueError: If it is truncated, no picture, or of another size or colour.
     """
+    picture = _opened(source, where)
+    _check_form(picture, spec, where)  # from the header: nothing is decoded yet
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            _check_form(picture, spec, where)  # from the header: nothing is decoded yet
+        with picture:
             pixels = np.array(picture.convert(_MODES[spec.channels]))
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{where}: cannot read the picture ({error}), expected a whole one: it is truncated or damaged; "
-            "copy it again"
-        ) from error
+    except Exception as error:  # as in _opened
+        raise _unreadable(where, error) from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], spec.channels)).permute(2, 0, 1)
+
+
+def _opened(source: Path | bytes, where: str) -> Image.Image:
+    try:
+        return open_image(BytesIO(source) if isinstance(source, bytes) else source)
+    except Exception as error:  # whatever the bytes of a foreign file make Pillow's many decoders stumble over
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{where}: cannot read the picture ({error}), expected a whole one: it is truncated or damaged; copy it again"
+    )
 
 
 def _check_form(picture: Image.Image, spec: DatasetSpec, where: str) -> None:

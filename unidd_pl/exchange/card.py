@@ -10,7 +10,7 @@ from typing import Any
 
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.files import atomic_write
-from unidd_pl.plain_json import parse_json
+from unidd_pl.plain_json import read_json
 from unidd_pl.specs import DatasetSpec
 
 CARD_NAME = "card.json"
@@ -119,10 +119,11 @@ def read_card(folder: Path) -> Card | None:
     Raises:
         ValueError: If the card is damaged or of a newer version.
     """
-    try:
-        content: Any = parse_json((folder / CARD_NAME).read_bytes(), folder / CARD_NAME)
-    except (OSError, ValueError):
+    path = folder / CARD_NAME
+    if not path.is_file():
         return None
+    cure = "copy the export again, or remove the card to read what is there as a set made elsewhere"
+    content: Any = read_json(path, cure)
     if not isinstance(content, dict) or content.get("format") != CARD_FORMAT:
         return None
     if not isinstance(content.get("version"), int) or content["version"] > CARD_VERSION:
@@ -133,7 +134,7 @@ def read_card(folder: Path) -> Card | None:
     try:
         return Card(
             layout=str(content["layout"]),
-            images=str(content["images"]),
+            images=_inside(str(content["images"])),
             spec=DatasetSpec.from_dict(content["spec"]),
             manifest=dict(content["manifest"]),
             fingerprint=str(content["fingerprint"]),
@@ -143,6 +144,13 @@ def read_card(folder: Path) -> Card | None:
         raise ValueError(
             f"{folder / CARD_NAME}: got a damaged card ({error}), expected one of `unidd export`"
         ) from error
+
+
+def _inside(folder: str) -> str:
+    """Refuse a folder that leads out of the export: its reader would go through all that lies there."""
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ValueError(f"the pictures in {folder[:80]!r}, outside of the export")
+    return folder
 
 
 def _page(card: dict[str, Any], usage: str) -> str:

@@ -22,6 +22,8 @@ IMAGE_COLUMNS = ("image", "img", "images")
 LABEL_COLUMNS = ("label", "labels", "class_id", "fine_label")
 _BATCH = 256  # rows decoded at a time
 _ROW_GROUP = 1000  # rows; what a reader has to hold at once
+_SMALLEST = 64  # bytes of a row; a PNG file has 67 at least
+_RATIO = 64  # by which a file may be compressed; pictures hardly can be, bitmaps some ten times
 
 
 def write_parquet(distilled: DistilledSet, folder: Path) -> None:
@@ -66,13 +68,12 @@ def parquet_files(folder: Path) -> list[Path]:
 
 def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
     """Return the names of the image and the label column, and the class names that the file declares."""
-    pa, pq = _pyarrow()
+    _, pq = _pyarrow()
     try:
         metadata, schema = pq.read_metadata(file), pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # whatever the bytes of a foreign file make its readers stumble over
         raise _damaged(file, error) from error
-    if sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)) > MAX_GIB * GIB:
-        raise ValueError(f"{file}: got more than {MAX_GIB} GiB, expected a distilled set: check the file")
+    _check_size(metadata, file)
     image, label = (
         next((column for column in columns if column in schema.names), None)
         for columns in (IMAGE_COLUMNS, LABEL_COLUMNS)
@@ -85,6 +86,17 @@ def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
     return (image, label), _class_names((schema.metadata or {}).get(b"huggingface"), label)
 
 
+def _check_size(metadata: Any, file: Path) -> None:
+    """Refuse a file that says more than its own bytes can hold: one picture a million times, or a gigabyte of zeros."""
+    there = file.stat().st_size
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if size > min(_RATIO * there, MAX_GIB * GIB) or not 0 <= metadata.num_rows * _SMALLEST <= there:
+        raise ValueError(
+            f"{file}: got {metadata.num_rows} rows of {size} bytes in a file of {there}, expected a distilled set "
+            f"below {MAX_GIB} GiB whose pictures differ: check the file, or write it anew without dictionaries"
+        )
+
+
 def _class_names(metadata: bytes | None, label: str) -> list[str] | None:
     try:
         names = parse_json(metadata or b"{}", label)["info"]["features"][label]["names"]
@@ -94,13 +106,18 @@ def _class_names(metadata: bytes | None, label: str) -> list[str] | None:
 
 
 def _rows(file: Path, image: str, label: str) -> Iterator[tuple[bytes, Any]]:
-    pa, pq = _pyarrow()
+    for batch in _batches(file, [image, label]):
+        for row in batch:
+            yield _bytes(row[image], file), row[label]
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    _, pq = _pyarrow()
     try:
         with pq.ParquetFile(file) as content:
-            for batch in content.iter_batches(_BATCH, columns=[image, label]):
-                for row in batch.to_pylist():
-                    yield _bytes(row[image], file), row[label]
-    except (pa.ArrowException, OSError) as error:
+            for batch in content.iter_batches(_BATCH, columns=columns):
+                yield batch.to_pylist()
+    except Exception as error:  # as above
         raise _damaged(file, error) from error
 
 
@@ -129,7 +146,9 @@ def _features(distilled: DistilledSet) -> str:
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file}: cannot read it ({error}), expected a whole parquet file: copy it again")
+    return ValueError(
+        f"{file}: cannot read it ({type(error).__name__}: {error}), expected a whole parquet file: copy it again"
+    )
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -28,6 +28,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from unidd_pl.plain_json import parse_json
+from unidd_pl.tracking.entries import FILES, is_entry
+
 Entry = Mapping[str, Any]
 
 
@@ -35,7 +38,7 @@ class DamagedRecordError(ValueError):
     """A record on the disk is not what a run wrote."""
 
 
-_JOURNAL, _SENT, _LOCK, _FILES = "journal.jsonl", "sent.json", "lock", "files"
+_JOURNAL, _SENT, _LOCK = "journal.jsonl", "sent.json", "lock"
 
 
 def now() -> int:
@@ -125,7 +128,10 @@ class Journal:
         """
         try:
             with (self.folder / _JOURNAL).open("rb") as file:
-                return Start(**json.loads(file.readline())["start"])
+                entry = parse_json(file.readline(), _JOURNAL)
+            if not is_entry(entry):
+                raise ValueError("another entry")
+            return Start(**entry["start"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedRecordError(
                 f"cannot read the record {self.folder} ({type(error).__name__}): expected one that a run wrote; "
@@ -150,7 +156,7 @@ class Journal:
 
         Files here are linked where the disk allows it: this project replaces its files and does not write into them.
         """
-        target = self.folder / _FILES / uuid4().hex[:12] / path.name
+        target = self.folder / FILES / uuid4().hex[:12] / path.name
         target.parent.mkdir(parents=True)
         if path.is_dir():
             shutil.copytree(path, target, copy_function=_link)
@@ -160,7 +166,7 @@ class Journal:
 
     def keep_text(self, content: str, name: str) -> None:
         """Keep a text as an artifact of this name, and write its entry."""
-        target = self.folder / _FILES / uuid4().hex[:12] / Path(name).name
+        target = self.folder / FILES / uuid4().hex[:12] / Path(name).name
         target.parent.mkdir(parents=True)
         target.write_text(content)
         folder = str(Path(name).parent)
@@ -183,10 +189,10 @@ class Journal:
 
     def _parse(self, line: bytes, offset: int) -> Entry:
         try:
-            entry = json.loads(line)
-            if isinstance(entry, dict) and len(entry) == 1:
-                return entry
-            reason = "it is no object of one key"
+            entry: Any = json.loads(line)  # which takes the NaN of a loss
+            if is_entry(entry):
+                return dict(entry)
+            reason = "it is no object of one key with what belongs to it"
         except (ValueError, RecursionError) as error:
             reason = str(error)
         raise DamagedRecordError(
@@ -198,10 +204,13 @@ class Journal:
     def sent(self) -> tuple[str | None, int]:
         """Id of the run in the store, and the place in the file up to which it is sent."""
         try:
-            state = json.loads((self.folder / _SENT).read_text())
-            return state["run_id"], state["offset"]
+            state = parse_json((self.folder / _SENT).read_bytes(), _SENT)
+            run_id, offset = state["run_id"], state["offset"]
+            size = (self.folder / _JOURNAL).stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return None, 0  # sent again: that leaves the same in the store
+        proper = isinstance(run_id, str | None) and isinstance(offset, int) and 0 <= offset <= size
+        return (run_id, offset) if proper else (None, 0)
 
     def mark_sent(self, run_id: str | None, offset: int) -> None:
         """Note what the store has."""
