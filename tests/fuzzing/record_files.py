@@ -170,7 +170,8 @@ def make_journal(folder: Path) -> Path:
     journal.append({"end": ["FINISHED", 9]})
     journal.unlock()
     shutil.copytree(journal.folder, folder / "outbox/other")
-    (folder / "outbox/other/sent.json").write_text(json.dumps({"run_id": "0", "offset": 250}))
+    first = journal.folder.joinpath("journal.jsonl").read_bytes().index(b"\n") + 1
+    (folder / "outbox/other/sent.json").write_text(json.dumps({"run_id": "0", "offset": first}))
     return journal.folder / "journal.jsonl"
 
 

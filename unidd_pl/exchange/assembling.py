@@ -163,13 +163,12 @@ def decode(source: Path | bytes, spec: DatasetSpec, where: str) -> Tensor:
     Raises:
         ValueError: If it is truncated, no picture, or of another size or colour.
     """
-    picture = _opened(source, where)
-    _check_form(picture, spec, where)  # from the header: nothing is decoded yet
-    try:
-        with picture:
+    with _opened(source, where) as picture:
+        _check_form(picture, spec, where)  # from the header: nothing is decoded yet
+        try:
             pixels = np.array(picture.convert(_MODES[spec.channels]))
-    except Exception as error:  # as in _opened
-        raise _unreadable(where, error) from error
+        except Exception as error:  # as in _opened
+            raise _unreadable(where, error) from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], spec.channels)).permute(2, 0, 1)
 
 
