@@ -87,7 +87,47 @@ def test_all_do_what_the_first_decides() -> None:
     assert in_each(3, lambda team: team.decided_by_first(team.rank == 1, "a question")) == [False] * 3
 
 
+def test_the_others_end_when_the_first_has_ended_its_work() -> None:
+    ended: list[int] = []
+
+    def work(team: Team) -> None:
+        with team.first_ends_last("results"):
+            if team.is_first:
+                time.sleep(0.1)
+                ended.append(0)
+        ended.append(10 + team.rank)
+
+    assert in_each(3, work) == [None] * 3
+    assert ended[0] == 0
+    assert ended[-1] == 10  # once the others have read that it is done
+    assert sorted(ended) == [0, 10, 11, 12]
+
+
+def test_the_others_miss_a_first_that_fails_in_its_work() -> None:
+    def work(team: Team) -> None:
+        with team.first_ends_last("results"):
+            if team.is_first:
+                raise ValueError("no space left")
+
+    failed, missed = in_each(2, work, patience=0.5)
+    assert str(failed) == "no space left"
+    assert isinstance(missed, ProcessLost)
+    assert "the first process has ended in the stage results" in str(missed)
+
+
+def test_the_first_does_not_wait_for_ever_for_one_that_is_lost() -> None:
+    def work(team: Team) -> None:
+        if not team.is_first:
+            return
+        with team.first_ends_last("results"):
+            pass
+
+    assert in_each(2, work, patience=0.5) == [None, None]
+
+
 def test_a_single_process_waits_for_nobody() -> None:
+    with ALONE.first_ends_last("results"):
+        pass
     with ALONE.first_alone("a block"):
         ALONE.gathered_by_first("a block")
     assert ALONE.decided_by_first(True, "a question")

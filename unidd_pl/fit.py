@@ -129,7 +129,8 @@ class DistillationRun:
         self._check_before_work(checkpoint)
         with requeued(self.folder.checkpoint), sole_run(self.output, self.cache):
             self._check_replaceable(checkpoint)  # again: another run may have ended in between
-            return self._fit(checkpoint)
+            with launched_team().first_ends_last("results"):
+                return self._fit(checkpoint)
 
     def _fit(self, checkpoint: Path | None) -> Path:
         teacher, statistics = self._real_side()

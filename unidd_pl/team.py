@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
@@ -14,6 +14,7 @@ from unidd_pl.cluster import launched_processes, launched_rank, meeting_store
 from unidd_pl.console import ProcessLost
 
 _LONGEST_STAGE = timedelta(days=14)  # the training of a teacher, while the others wait
+_FAREWELL = timedelta(seconds=60)  # for the others to read the first process's last note, before its board goes
 
 
 class Board(Protocol):
@@ -63,10 +64,33 @@ class Team:
         """
         note = self._named(stage)
         if not self.is_first:
-            self._read(note, "the first process", stage)
+            self._wait(note, "the first process", stage)
         yield
         if self.is_first:
             self._leave(note, "done")
+
+    @contextmanager
+    def first_ends_last(self, stage: str) -> Iterator[None]:
+        """Keep the other processes after a block until the first has done it too, which may take it longer.
+
+        So one that is lost in the meantime is missed, and its launcher starts all of them again.
+
+        Args:
+            stage: Name of the block.
+
+        Raises:
+            ProcessLost: If the first process has ended.
+        """
+        note = self._named(stage)
+        yield
+        if not self.is_first:
+            self._wait(note, "the first process", stage)
+            self._leave(f"{note} {self.rank}", "read")
+            return
+        self._leave(note, "done")
+        if self.board is not None:  # it may be this process that serves it
+            with suppress(DistError):
+                self.board.wait([f"{note} {other}" for other in range(1, self.size)], _FAREWELL)
 
     def decided_by_first(self, decision: bool, stage: str) -> bool:
         """Return what the first process decides, whatever the others would.
@@ -97,7 +121,7 @@ class Team:
         self._leave(f"{note} {self.rank}", "done")
         if self.is_first:
             for other in range(1, self.size):
-                self._read(f"{note} {other}", f"process {other}", stage)
+                self._wait(f"{note} {other}", f"process {other}", stage)
 
     def _named(self, stage: str) -> str:
         # By number, because one process may go through a stage of one name several times.
@@ -108,14 +132,16 @@ class Team:
         if self.board is not None:
             self.board.set(note, value)
 
+    def _wait(self, note: str, whose: str, stage: str) -> None:
+        if self.board is not None:
+            try:
+                self.board.wait([note], _LONGEST_STAGE)
+            except DistError as error:
+                raise ProcessLost(f"{whose} has ended in the stage {stage}", error) from error
+
     def _read(self, note: str, whose: str, stage: str) -> bytes:
-        if self.board is None:
-            return b""
-        try:
-            self.board.wait([note], _LONGEST_STAGE)
-            return self.board.get(note)
-        except DistError as error:
-            raise ProcessLost(f"{whose} has ended in the stage {stage}", error) from error
+        self._wait(note, whose, stage)
+        return b"" if self.board is None else self.board.get(note)
 
 
 ALONE = Team()
