@@ -166,7 +166,7 @@ def test_statistics_of_several_processes_are_those_of_one(
         assert found.made_from == whole.made_from
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
         for one, other in zip(found.moments, whole.moments, strict=True):
-            torch.testing.assert_close(one.tensors(), other.tensors(), rtol=1e-6, atol=1e-7)  # features are float32
+            torch.testing.assert_close(one.tensors(), other.tensors(), rtol=1e-5, atol=1e-6)  # features are float32
     again = obtained(size, tiny_teacher, folder_data, tmp_path)
     assert [gathered for *_, gathered in again] == [False] * size
 
