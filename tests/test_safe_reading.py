@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from unidd_pl.data.images import open_picture
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange import SetDescription, read_set
 from unidd_pl.exchange.layouts import export_set
+from unidd_pl.exchange.parquet_pages import unpacked_bytes
 from unidd_pl.export import _scores
 from unidd_pl.grouping import rows_of_sets
 from unidd_pl.tracking.journal import DamagedRecordError, Journal, Start
@@ -75,6 +77,54 @@ def test_a_parquet_file_of_zeros_that_are_compressed(folder_data: ImageFolderDat
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     with pytest.raises(ValueError, match=r"got 1 rows of \d+ bytes in a file of \d+"):
         read_set(tmp_path / "a.parquet", folder_data.spec, SetDescription(classes="data"))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_the_pages_of_a_parquet_file_say_what_its_footer_says(version: str, compression: str, tmp_path: Path) -> None:
+    table = pa.table({"image": [bytes([one]) * 500 for one in range(200)], "label": list(range(200))})
+    options: Any = {"compression": compression, "data_page_version": version, "data_page_size": 4000}
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=70, **options)
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    chunks = [metadata.row_group(group).column(one) for group in range(3) for one in range(2)]
+    footer = sum(chunk.total_uncompressed_size for chunk in chunks)  # with the heads of the pages
+    assert 0.9 * footer < unpacked_bytes(tmp_path / "a.parquet", metadata) < footer
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("150015feffffff0f150800", None),  # 2 GiB less one byte, packed into four
+        ("15001501150800", "a page of 4 bytes at byte 0 that unpacks to -1"),
+        ("15001508158008 00", "a page of 512 bytes at byte 0"),
+        ("1c1c1c1c1c1c1c1c1c1c1c1c", "nests deeper than 8"),
+        ("16ffffffffffffffffffff00", "a number of more than 64 bits"),
+        ("18ffffff7f00", "beyond the file"),
+        ("19f1ffffffff7f00", "beyond the file"),
+        ("19f7ffffffff7f00", "beyond the file"),
+        ("1e00", "of the unknown type 14"),
+    ],
+)
+def test_a_parquet_page_that_lies(head: str, message: str | None, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes.fromhex(head) + bytes(4))
+    size = (tmp_path / "a").stat().st_size
+    chunk = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, total_compressed_size=size)
+    group = SimpleNamespace(num_columns=1, column=lambda _: chunk)
+    metadata = SimpleNamespace(num_row_groups=1, row_group=lambda _: group)
+    if message is None:
+        assert unpacked_bytes(tmp_path / "a", metadata) == 2**31 - 1
+        return
+    with pytest.raises(ValueError, match=message):
+        unpacked_bytes(tmp_path / "a", metadata)
+
+
+def test_a_card_of_pictures_that_are_not_there(
+    distilled: DistilledSet, folder_data: ImageFolderData, tmp_path: Path
+) -> None:
+    card = export_set(distilled, tmp_path / "set", "png")
+    (tmp_path / "set/card.json").write_text(json.dumps({**card, "images": "elsewhere"}))
+    with pytest.raises(ValueError, match=r"its card names the pictures in 'elsewhere', which is no folder of it"):
+        read_set(tmp_path / "set", folder_data.spec)
 
 
 def test_a_card_leads_nowhere_else(distilled: DistilledSet, folder_data: ImageFolderData, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unidd_pl.distilled import DistilledSet
 from unidd_pl.exchange.assembling import GIB, MAX_GIB, decode, encode, stacked
+from unidd_pl.exchange.parquet_pages import unpacked_bytes
 from unidd_pl.exchange.raw import RawSet
 from unidd_pl.files import atomic_write
 from unidd_pl.plain_json import parse_json
@@ -71,9 +72,10 @@ def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
     _, pq = _pyarrow()
     try:
         metadata, schema = pq.read_metadata(file), pq.read_schema(file)
+        size = unpacked_bytes(file, metadata)
     except Exception as error:  # whatever the bytes of a foreign file make its readers stumble over
         raise _damaged(file, error) from error
-    _check_size(metadata, file)
+    _check_size(metadata.num_rows, size, file)
     image, label = (
         next((column for column in columns if column in schema.names), None)
         for columns in (IMAGE_COLUMNS, LABEL_COLUMNS)
@@ -86,13 +88,12 @@ def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
     return (image, label), _class_names((schema.metadata or {}).get(b"huggingface"), label)
 
 
-def _check_size(metadata: Any, file: Path) -> None:
+def _check_size(rows: int, size: int, file: Path) -> None:
     """Refuse a file that says more than its own bytes can hold: one picture a million times, or a gigabyte of zeros."""
     there = file.stat().st_size
-    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    if size > min(_RATIO * there, MAX_GIB * GIB) or not 0 <= metadata.num_rows * _SMALLEST <= there:
+    if size > min(_RATIO * there, MAX_GIB * GIB) or not 0 <= rows * _SMALLEST <= there:
         raise ValueError(
-            f"{file}: got {metadata.num_rows} rows of {size} bytes in a file of {there}, expected a distilled set "
+            f"{file}: got {rows} rows of {size} bytes in a file of {there}, expected a distilled set "
             f"below {MAX_GIB} GiB whose pictures differ: check the file, or write it anew without dictionaries"
         )
 

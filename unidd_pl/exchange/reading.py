@@ -87,6 +87,8 @@ def _exported(path: Path, card: Card) -> DistilledSet:
         distilled = DistilledSet.load(path / SET_NAME)
     else:
         root = path / card.images
+        if not root.is_dir():
+            raise ValueError(f"{path}: its card names the pictures in {card.images[:80]!r}, which is no folder of it")
         raw = _raw(root, card.spec)
         images, labels = raw.images, raw.labels
         if raw.in_folders and raw.names is not None:
