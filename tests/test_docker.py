@@ -191,7 +191,7 @@ class TestLint:
         self.run("shellcheck", *SCRIPTS, DOCKER / "slurm.sbatch")
 
     def test_hadolint(self) -> None:
-        self.run("hadolint", DOCKER / "Dockerfile")
+        self.run("hadolint", DOCKER / "Dockerfile", DOCKER / "Dockerfile.mlflow")
 
     def test_kubernetes_schema(self) -> None:
         self.run("kubernetes-validate", "--strict", DOCKER / "kubernetes.yaml")
