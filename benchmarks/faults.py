@@ -130,11 +130,12 @@ def disk_full(bench: Bench) -> str:
     with small_disk(disk, "4m"):
         filler = disk / "filler"
         filler.write_bytes(bytes(4 * 2**20 - bench.draw.randrange(4, 30) * 4096))
-        status = bench.fit(disk / "run")
-        if status != BAD_INPUT or "space" not in bench.last_words(disk / "run"):
-            return f"ended with {status}: {bench.last_words(disk / 'run') if status else 'the disk was not full'}"
+        output = disk / disk.name  # MLflow's name of the run, which no other has
+        status = bench.fit(output)
+        if status != BAD_INPUT or "space" not in bench.last_words(output):
+            return f"ended with {status}: {bench.last_words(output) if status else 'the disk was not full'}"
         filler.unlink()
-        return bench.recovered(disk / "run")
+        return bench.recovered(output)
 
 
 def read_only(bench: Bench) -> str:
@@ -142,7 +143,7 @@ def read_only(bench: Bench) -> str:
     disk = bench.new()
     with small_disk(disk, "4m"):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        output = disk / "run"
+        output = disk / disk.name
         status = bench.fit(output)
         if status != BAD_INPUT or "write" not in bench.last_words(output):
             return f"ended with {status}: {bench.last_words(output)}"
@@ -245,12 +246,19 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_place(rows: list[Row], known: list[Row]) -> list[Row]:
+    """Return a table with some of its rows measured again."""
+    again = {row["fault"]: row for row in rows}
+    kept = [again.pop(row["fault"], row) for row in known]
+    return [*kept, *again.values()]
+
+
 def main() -> None:
     """Try every fault; end with status 1 where a run was lost."""
     parser = argparse.ArgumentParser(description="Disturb runs, go on, compare.")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; must not exist")
     parser.add_argument("--scale", type=float, default=1, help="factor on the number of tries")
-    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument("--only", default="", help="faults whose name has this in it; the others' rows stay")
     parser.add_argument("--output", type=Path, help="table, without its suffix")
     given = parser.parse_args()
     given.work.mkdir(parents=True)
@@ -268,11 +276,14 @@ def main() -> None:
             "how": lost,
         })  # fmt: skip
         print(rows[-1], flush=True)
+    ended = any(row["lost"] for row in rows)
+    if given.output and given.only and given.output.with_suffix(".json").exists():
+        rows = in_place(rows, json.loads(given.output.with_suffix(".json").read_text()))
     print(markdown(rows))
     if given.output:
         given.output.with_suffix(".md").write_text(markdown(rows))
         given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    sys.exit(any(row["lost"] for row in rows))
+    sys.exit(ended)
 
 
 if __name__ == "__main__":
