@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,13 @@ def test_the_pages_of_a_parquet_file_say_what_its_footer_says(version: str, comp
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     chunks = [metadata.row_group(group).column(one) for group in range(3) for one in range(2)]
     footer = sum(chunk.total_uncompressed_size for chunk in chunks)  # with the heads of the pages
-    assert 0.9 * footer < unpacked_bytes(tmp_path / "a.parquet", metadata) < footer
+    assert 0.9 * footer < unpacked_bytes(tmp_path / "a.parquet") < footer
+
+
+def footer(column: str) -> bytes:
+    """Return the end of a parquet file of one group of one column, from the fields that describe the column."""
+    structure = bytes.fromhex("491c191c3c" + column + "00000000")
+    return structure + len(structure).to_bytes(4, "little") + b"PAR1"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_the_pages_of_a_parquet_file_say_what_its_footer_says(version: str, comp
         ("150015feffffff0f150800", None),  # 2 GiB less one byte, packed into four
         ("15001501150800", "a page of 4 bytes at byte 0 that unpacks to -1"),
         ("15001508158008 00", "a page of 512 bytes at byte 0"),
-        ("1c1c1c1c1c1c1c1c1c1c1c1c", "nests deeper than 8"),
+        ("1c" * 13, "structures deeper than 12"),
         ("16ffffffffffffffffffff00", "a number of more than 64 bits"),
         ("18ffffff7f00", "beyond the file"),
         ("19f1ffffffff7f00", "beyond the file"),
@@ -106,16 +111,30 @@ def test_the_pages_of_a_parquet_file_say_what_its_footer_says(version: str, comp
     ],
 )
 def test_a_parquet_page_that_lies(head: str, message: str | None, tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(bytes.fromhex(head) + bytes(4))
-    size = (tmp_path / "a").stat().st_size
-    chunk = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, total_compressed_size=size)
-    group = SimpleNamespace(num_columns=1, column=lambda _: chunk)
-    metadata = SimpleNamespace(num_row_groups=1, row_group=lambda _: group)
+    pages = bytes.fromhex(head) + bytes(4)
+    (tmp_path / "a").write_bytes(pages + footer(f"76{2 * len(pages):02x}2600"))  # their bytes, and where they begin
     if message is None:
-        assert unpacked_bytes(tmp_path / "a", metadata) == 2**31 - 1
+        assert unpacked_bytes(tmp_path / "a") == 2**31 - 1
         return
     with pytest.raises(ValueError, match=message):
-        unpacked_bytes(tmp_path / "a", metadata)
+        unpacked_bytes(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1", "no footer at the end"),
+        (bytes(20), "no footer at the end"),
+        (b"\xff\xff\xff\x7fPAR1", "before the beginning of the file"),
+        (footer("00"), "a column whose field 9 is no number"),
+        (footer("760426010000"), "pages from byte -1 to 1"),
+        (bytes.fromhex("0001000000") + b"PAR1", "field 4 is no list of structures"),
+    ],
+)
+def test_a_parquet_footer_that_lies(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        unpacked_bytes(tmp_path / "a")
 
 
 def test_a_card_of_pictures_that_are_not_there(

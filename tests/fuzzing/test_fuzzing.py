@@ -81,7 +81,7 @@ from pathlib import Path
 sys.path.insert(0, {str(RUN.parent)!r})
 import run
 run.PATIENCE = 2.0
-import kinds
+import kinds, world
 folder, calls, harms = Path({str(tmp_path)!r}), [], {list(HARMS)!r}
 def make(folder):
     calls.clear()
@@ -93,7 +93,7 @@ def reader(harm):
         if len(calls) == 3:
             exec(harm)
     return read
-kinds.KINDS[:] = [kinds.Kind(harm, make, reader(harm), kinds.m.ANY) for harm in harms]
+kinds.KINDS[:] = [world.Kind(harm, make, reader(harm), world.m.ANY) for harm in harms]
 run.main(4, folder, [])
 """
     results = python("-c", script)

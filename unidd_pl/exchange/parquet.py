@@ -72,7 +72,7 @@ def _columns(file: Path) -> tuple[tuple[str, str], list[str] | None]:
     _, pq = _pyarrow()
     try:
         metadata, schema = pq.read_metadata(file), pq.read_schema(file)
-        size = unpacked_bytes(file, metadata)
+        size = unpacked_bytes(file)
     except Exception as error:  # whatever the bytes of a foreign file make its readers stumble over
         raise _damaged(file, error) from error
     _check_size(metadata.num_rows, size, file)

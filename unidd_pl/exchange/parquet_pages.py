@@ -1,7 +1,9 @@
 """What the pages of a parquet file say that they unpack to, before anything unpacks them.
 
-A reader takes the memory that a page's own head asks for, whatever the file's footer says. The heads are structures in
-Thrift's compact protocol (apache/thrift, doc/specs/thrift-compact-protocol.md; apache/parquet-format, PageHeader).
+A reader takes the memory that a page's own head asks for, whatever the file's footer says. Footer and heads are
+structures in Thrift's compact protocol (apache/thrift, doc/specs/thrift-compact-protocol.md; apache/parquet-format,
+FileMetaData and PageHeader). They are read here and not by pyarrow, whose look at the columns of a footer ends the
+process where their size statistics contradict it (pyarrow 25).
 """
 
 from __future__ import annotations
@@ -10,32 +12,57 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-_UNPACKED, _PACKED = 2, 3  # fields of a PageHeader: bytes of the page in memory and in the file
-_DEEPEST = 8  # levels; a PageHeader has three
+_MAGIC = b"PAR1"
+_GROUPS, _CHUNKS, _CHUNK_METADATA = 4, 1, 3  # fields of FileMetaData, RowGroup and ColumnChunk
+_CHUNK_PACKED, _PAGES, _DICTIONARY = 7, 9, 11  # fields of ColumnMetaData: bytes in the file, and where they begin
+_UNPACKED, _PACKED = 2, 3  # fields of PageHeader: bytes of the page in memory and in the file
+_DEEPEST = 12  # levels; a footer has eight
 _LONGEST = 64  # bits of a number
 _BOOLEANS, _BYTE, _NUMBERS, _DOUBLE, _TEXT, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
 
-def unpacked_bytes(file: Path, metadata: Any) -> int:
+def unpacked_bytes(file: Path) -> int:
     """Return the bytes that all pages of a file say they unpack to.
 
     Args:
         file: The file.
-        metadata: Its footer, `pyarrow.parquet.FileMetaData`.
 
     Raises:
-        ValueError: If a page is not where the footer says, or its head is damaged.
+        ValueError: If the footer is damaged, a page is not where it says, or the page's head is damaged.
     """
-    total = 0
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for group in range(metadata.num_row_groups):
-            for column in range(metadata.row_group(group).num_columns):
-                chunk = metadata.row_group(group).column(column)
-                start = chunk.data_page_offset
-                if chunk.dictionary_page_offset is not None:
-                    start = min(start, chunk.dictionary_page_offset)
-                total += _of_chunk(content, start, start + chunk.total_compressed_size)
-    return total
+        total = 0
+        for group in _structures(_footer(content), _GROUPS):
+            for chunk in _structures(group, _CHUNKS):
+                about = chunk.get(_CHUNK_METADATA)
+                if not isinstance(about, dict):
+                    raise ValueError("a column without a description")
+                start, packed = _number_of(about, _PAGES), _number_of(about, _CHUNK_PACKED)
+                if _DICTIONARY in about:
+                    start = min(start, _number_of(about, _DICTIONARY))
+                total += _of_chunk(content, start, start + packed)
+        return total
+
+
+def _footer(content: mmap.mmap) -> dict[int, Any]:
+    end = len(content) - 2 * len(_MAGIC)  # the footer's length and the magic follow it
+    if end < 0 or content[-len(_MAGIC) :] != _MAGIC:
+        raise ValueError("no footer at the end of the file")
+    return _Thrift(content, end - int.from_bytes(content[end : end + 4], "little")).struct()
+
+
+def _structures(structure: dict[int, Any], field: int) -> list[dict[int, Any]]:
+    found = structure.get(field)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"a footer whose field {field} is no list of structures")
+    return found
+
+
+def _number_of(structure: dict[int, Any], field: int) -> int:
+    found = structure.get(field)
+    if not isinstance(found, int):
+        raise ValueError(f"a column whose field {field} is no number")
+    return found
 
 
 def _of_chunk(content: mmap.mmap, start: int, end: int) -> int:
@@ -43,9 +70,9 @@ def _of_chunk(content: mmap.mmap, start: int, end: int) -> int:
         raise ValueError(f"pages from byte {start} to {end} in a file of {len(content)}")
     total = 0
     while start < end:
-        head = _Head(content, start)
+        head = _Thrift(content, start)
         sizes = head.struct()
-        packed, unpacked = sizes.get(_PACKED, -1), sizes.get(_UNPACKED, -1)
+        packed, unpacked = _number_of(sizes, _PACKED), _number_of(sizes, _UNPACKED)
         if packed < 0 or unpacked < 0 or head.place + packed > end:
             raise ValueError(f"a page of {packed} bytes at byte {start} that unpacks to {unpacked}")
         total += unpacked
@@ -53,49 +80,53 @@ def _of_chunk(content: mmap.mmap, start: int, end: int) -> int:
     return total
 
 
-class _Head:
-    """Reads one structure of numbers, and passes over whatever else is in it."""
+class _Thrift:
+    """Reads structures of numbers, structures and lists of them; of all else it keeps the place only.
+
+    Every element of a list takes a byte at least, so that nothing grows beyond the file.
+    """
 
     def __init__(self, content: mmap.mmap, place: int) -> None:
+        if place < 0:
+            raise ValueError("a structure before the beginning of the file")
         self.content = content
         self.place = place
 
-    def struct(self, depth: int = 0) -> dict[int, int]:
-        """Return the numbers of the structure by their field."""
-        if depth > _DEEPEST:
-            raise ValueError(f"a page whose head nests deeper than {_DEEPEST}")
-        numbers: dict[int, int] = {}
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Return what is in a structure by its field."""
+        values: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._number()
-            if head & 15 in _NUMBERS:
-                numbers[field] = self._number()
-            elif head & 15 not in _BOOLEANS:  # which are all in the head
-                self._pass_over(head & 15, depth)
-        return numbers
+            if head & 15 not in _BOOLEANS:  # which are all in the head
+                values[field] = self._value(head & 15, depth + 1)
+        return values
 
-    def _pass_over(self, kind: int, depth: int) -> None:
+    def _value(self, kind: int, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise ValueError(f"structures deeper than {_DEEPEST}")
         if kind in _NUMBERS:
-            self._varint()
-        elif kind in (_BYTE, *_BOOLEANS):
+            return self._number()
+        if kind in _LISTS:
+            head = self._byte()
+            count = self._varint() if head >> 4 == 15 else head >> 4
+            return [self._value(head & 15, depth + 1) for _ in range(count)]
+        if kind == _STRUCT:
+            return self.struct(depth)
+        if kind in (_BYTE, *_BOOLEANS):
             self._forward(1)
         elif kind == _DOUBLE:
             self._forward(8)
         elif kind == _TEXT:
             self._forward(self._varint())
-        elif kind in _LISTS:
-            head = self._byte()
-            for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
-                self._pass_over(head & 15, depth + 1)
-        elif kind == _STRUCT:
-            self.struct(depth + 1)
         else:
-            raise ValueError(f"a page whose head has a field of the unknown type {kind}")
+            raise ValueError(f"a field of the unknown type {kind}")
+        return None
 
     def _forward(self, count: int) -> None:
         self.place += count
         if self.place > len(self.content):
-            raise ValueError("a page whose head goes beyond the file")
+            raise ValueError("a structure that goes beyond the file")
 
     def _byte(self) -> int:
         self._forward(1)
@@ -109,7 +140,7 @@ class _Head:
             shift += 7
             if byte < 128:
                 return value
-        raise ValueError(f"a page whose head has a number of more than {_LONGEST} bits")
+        raise ValueError(f"a number of more than {_LONGEST} bits")
 
     def _number(self) -> int:
         value = self._varint()
