@@ -57,7 +57,7 @@ bench-loading: ffcv  ## time both loaders on a folder of photographs: make bench
 faults: $(INSTALLED)  ## kill, stop and starve real runs, go on, compare bit for bit (all of it as root, with faketime)
 	$(BIN)/python benchmarks/faults.py --work runs/faults --output docs/results/faults
 
-fuzz: $(INSTALLED)  ## read 2,000 spoilt files of every kind that a stranger may hand over (some 20 minutes)
+fuzz: $(INSTALLED)  ## read 2,000 spoilt files of every kind that a stranger may hand over (some 10 minutes)
 	$(BIN)/python tests/fuzzing/table.py 2000 docs/results/fuzz
 
 check: $(INSTALLED)  ## formatting, lint, types, import rules
