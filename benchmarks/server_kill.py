@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from records import entries_of, missing
 
 ROOT = Path(__file__).parent.parent
+ITERATIONS = 240  # of a round: an idle core does the half of ten rounds in some eight seconds, long after the warm-up
 WARM_UP = 3.0  # seconds of a fit that are not counted: the first iterations compile and allocate
 _START = 120  # seconds that a server has to answer
 _CONFIG = ("--config", str(ROOT / "configs/cfm_digits.yaml"), "--teacher.epochs", "5")
@@ -214,7 +215,7 @@ def speeds(times: list[tuple[int, float]], moment: float) -> dict[str, float]:
     return found
 
 
-def measure(server: AnyServer, folder: Path, how: int, iterations: int = 60) -> dict[str, Any]:
+def measure(server: AnyServer, folder: Path, how: int, iterations: int = ITERATIONS) -> dict[str, Any]:
     """Do all of it; the server runs in the end, and the caller ends it.
 
     Returns:
@@ -243,7 +244,7 @@ def main() -> None:
     """Measure on a SQLite server and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--how", choices=["KILL", "STOP"], default="KILL")
-    parser.add_argument("--iterations", type=int, default=60, help="of a round; there are ten")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of a round; there are ten")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
