@@ -153,7 +153,10 @@ def test_the_finished_chunks_alone(tmp_path: Path) -> None:
     schedule = Schedule(num_classes=3, chunk_size=2, num_rounds=2, iterations=5)
     store = filled(tmp_path, schedule)
     for step, count in ((0, 0), (4, 0), (5, 1), (10, 2), (19, 3), (20, 4)):
-        assert len(list(store.finished(schedule, step, "this run"))) == count
+        assert len(list(store.finished(schedule, range(step), "this run"))) == count
+    (second,) = store.finished(schedule, range(10, 19), "this run")
+    assert second.labels.tolist() == [0, 1]
+    assert second.images.unique().tolist() == [100, 101], "those of the second round alone"
 
 
 def test_a_chunk_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import DistStoreError
+from torch.distributed import DistNetworkError, DistStoreError
 
 from unidd_pl import statistics, statistics_cache
 from unidd_pl.console import ProcessLost
@@ -32,6 +32,7 @@ class Notes:
     def __init__(self, patience: float) -> None:
         self.patience = patience  # seconds
         self.left: dict[str, bytes] = {}
+        self.since: dict[str, float] = {}  # first looks for notes that were not there
         self.changed = threading.Condition()
 
     def set(self, key: str, value: str) -> None:
@@ -41,6 +42,14 @@ class Notes:
 
     def get(self, key: str) -> bytes:
         return self.left[key]
+
+    def check(self, keys: list[str]) -> bool:
+        now = time.monotonic()
+        with self.changed:
+            missing = [key for key in keys if key not in self.left]
+            if any(now - self.since.setdefault(key, now) > self.patience for key in missing):
+                raise DistNetworkError("Connection reset by peer")
+        return not missing
 
     def wait(self, keys: list[str], timeout: timedelta) -> None:
         with self.changed:
@@ -135,8 +144,8 @@ def test_a_single_process_waits_for_nobody() -> None:
 
 def test_a_process_that_is_lost_is_named() -> None:
     class Gone(Notes):
-        def wait(self, keys: list[str], timeout: timedelta) -> None:
-            raise DistStoreError("Connection reset by peer")
+        def check(self, keys: list[str]) -> bool:
+            raise DistNetworkError("Connection reset by peer")
 
     with pytest.raises(ProcessLost, match=r"the first process has ended in the stage teacher \(Connection reset"):
         Team(1, 2, Gone(0)).first_alone("teacher").__enter__()

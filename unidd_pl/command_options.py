@@ -50,6 +50,7 @@ def distillation_parser(command: str) -> Any:
     from unidd_pl.distillation import DistillationModule
     from unidd_pl.distilled import PixelType
     from unidd_pl.pretraining import TeacherRecipe
+    from unidd_pl.rounds import Spread
     from unidd_pl.statistics_cache import StatisticsRecipe
 
     parser = stage_parser(command)
@@ -63,6 +64,11 @@ def distillation_parser(command: str) -> Any:
     parser.add_argument("--pixel_type", type=PixelType, default="uint8", help="pixels of the distilled set")
     parser.add_argument("--checkpoint_every", type=int, default=500, help="iterations between two checkpoints")
     parser.add_argument("--ckpt_path", type=str, default=None, help="checkpoint to go on from, or 'last'")
+    spread = (
+        "over the processes of torchrun or srun: 'chunks', the images of each, or 'rounds', whole ones side by side, "
+        "which needs running off"
+    )
+    parser.add_argument("--spread", type=Spread, default="chunks", help=spread)
     return parser
 
 

@@ -126,6 +126,7 @@ class DistillationModule(L.LightningModule):
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
         """Iterations done, over all chunks and rounds; the place of the run follows from it."""
+        self._rounds = range(ipc)  # those that the Trainer makes
         self.curriculum = "none"
         """What the `CurriculumCallback` brings; part of the digest of the run."""
         self._chunk_moments: list[AnyMoments] = []  # of the last forward pass
@@ -157,6 +158,17 @@ class DistillationModule(L.LightningModule):
             self.micro_batch,
         )
         self.store = store
+        self._use_chunk_shape(self.position)
+
+    def take_rounds(self, rounds: range) -> None:
+        """Make these rounds next, and no others; all of them unless told.
+
+        Args:
+            rounds: Neighbouring rounds, from 0. Those before them count for nothing, so there must be no running
+                moments of them.
+        """
+        self._rounds = rounds
+        self.step = rounds.start * self.schedule.steps_per_round
         self._use_chunk_shape(self.position)
 
     @property
@@ -225,6 +237,8 @@ class DistillationModule(L.LightningModule):
         if logged:
             self.log("loss/total", loss.total.detach(), prog_bar=True)
             self.log_dict(loss.figures(self.real.statistics.layers, self.method.term_names))
+            if self._rounds.start:  # a Trainer counts its own steps, from 0
+                self.log("step", float(self.step))
         return loss.total
 
     def augment(self, images: Tensor) -> Tensor:
@@ -272,8 +286,9 @@ class DistillationModule(L.LightningModule):
         if state is None:
             raise ValueError("the checkpoint is not one of a distillation: give one written by `unidd fit`")
         check_same_run(state["made_from"], self._made_from())
-        self.step = check_step(state["step"], self.ipc * self.schedule.steps_per_round)
-        self.store.check(self.schedule, self.step, self.run_digest)  # now, not after the remaining rounds
+        first, last = (place * self.schedule.steps_per_round for place in (self._rounds.start, self._rounds.stop))
+        self.step = check_step(state["step"], first, last)
+        self.store.check(self.schedule, range(first, self.step), self.run_digest)  # now, not after the remaining rounds
         if self.running_moments:
             self.running_moments.load_state_dict(state["running_moments"], like=self.real.statistics.moments)
         self._use_chunk_shape(self.schedule.at(self.step - 1))  # of the chunk that the last step worked on

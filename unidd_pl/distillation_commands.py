@@ -51,6 +51,7 @@ def distillation_of(
         Path(config.output_dir or f"runs/{name_of(config)}"),
         checkpoint=config.ckpt_path,
         checkpoint_every=config.checkpoint_every,
+        spread=config.spread,
         config=record(parser, config),
         parent=parent,
     )

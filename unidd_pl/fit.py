@@ -27,19 +27,18 @@ from unidd_pl.partial import CHUNK_FOLDER, DISTILLED_FILE, RunRecord
 from unidd_pl.pictures import card, picture
 from unidd_pl.planning import check_fits
 from unidd_pl.pretraining import TeacherRecipe
-from unidd_pl.progress import RunProgressBar
 from unidd_pl.real_side import RealSide
-from unidd_pl.resume import ResumePoint, fit_from, requeued, sole_run
+from unidd_pl.resume import requeued, sole_run
+from unidd_pl.rounds import Rounds, Spread
 from unidd_pl.run_checks import (
     callbacks_of,
     check_curriculum,
     check_probes,
-    check_trainer,
     curriculum_of,
     probes_of,
 )
-from unidd_pl.run_folder import CONFIG_FILE, LAST, PICTURE_FILE, ROUNDS_FOLDER, RunFolder
-from unidd_pl.sharding import is_first, sharded_trainer_arguments
+from unidd_pl.run_folder import CONFIG_FILE, LAST, PICTURE_FILE, ROUNDS_FOLDER
+from unidd_pl.sharding import is_first
 from unidd_pl.stages import device_of, statistics_stage, teacher_stage
 from unidd_pl.standing import is_finished, recorded
 from unidd_pl.statistics import Statistics
@@ -48,7 +47,6 @@ from unidd_pl.synthetic import ChunkStore
 from unidd_pl.teachers import Teacher
 from unidd_pl.team import launched_team
 from unidd_pl.tracking import StageRun, Tracking
-from unidd_pl.training import quiet_lightning
 
 CARD_FILE = "card.md"
 
@@ -68,6 +66,7 @@ class DistillationRun:
         cache: Folder of teachers and statistics.
         checkpoint: Checkpoint to go on from; ``last`` for the one in ``output``; None to start anew.
         checkpoint_every: Iterations between two checkpoints.
+        spread: What the processes that a launcher has started share: each chunk, or the rounds.
         overwrite: Replace what ``output`` holds.
         pixel_type: Pixels of the distilled set.
         config: Resolved config as YAML, for the record.
@@ -88,6 +87,7 @@ class DistillationRun:
         *,
         checkpoint: str | None = None,
         checkpoint_every: int = 500,
+        spread: Spread = "chunks",
         overwrite: bool = False,
         pixel_type: PixelType = "uint8",
         config: str = "",
@@ -101,10 +101,10 @@ class DistillationRun:
         self.trainer_arguments = dict(trainer)
         self.tracking = Tracking(enabled=False) if trainer.get("logger") is False or not is_first() else tracking
         self.output = output
-        self.folder = RunFolder(output)
+        self.rounds = Rounds(module, output, self.trainer_arguments, checkpoint_every, spread)
+        self.folder = self.rounds.folder
         self.cache = cache
         self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
         self.overwrite = overwrite
         self.pixel_type: PixelType = pixel_type
         self.config = config
@@ -127,7 +127,7 @@ class DistillationRun:
         """Distil; return the file of the distilled set."""
         checkpoint = self.folder.going_on_from(self.checkpoint)
         self._check_before_work(checkpoint)
-        with requeued(self.folder.checkpoint), sole_run(self.output, self.cache):
+        with requeued(lambda: self.folder.checkpoints), sole_run(self.output, self.cache):
             self._check_replaceable(checkpoint)  # again: another run may have ended in between
             with launched_team().first_ends_last("results"):
                 return self._fit(checkpoint)
@@ -137,51 +137,33 @@ class DistillationRun:
         store = ChunkStore(self.output / CHUNK_FOLDER, teacher.spec, self.pixel_type)
         self.module.prepare(RealSide(teacher, statistics, self.data.train), store)
         if self.checkpoint == LAST and is_finished(self.output, DISTILLED_FILE):
-            self._distil(StageRun(), checkpoint, [])  # which has nothing to do, and refuses another config
+            self.rounds.make(StageRun().logger, checkpoint, [])  # which has nothing to do, and refuses another config
             say(f"{self.folder.distilled} is finished: nothing is left to do")
             return self.folder.distilled
-        if is_first() and checkpoint is None:
-            self.folder.clear(anew=self.checkpoint is None)
+        with launched_team().first_alone("cleared folder"):  # before another process puts a round there
+            if is_first() and checkpoint is None:
+                self.folder.clear(anew=self.checkpoint is None)
         tags = self._tags(teacher, statistics)
         with recorded(
             self.tracking, self.output, tags, self.config, self.parent, going_on=self.checkpoint is not None,
             from_checkpoint=checkpoint is not None,
-            complete=lambda: self.module.position.round_index == self.module.ipc,
+            complete=lambda: self.rounds.made == self.module.ipc,
         ) as run:  # fmt: skip
             run.input(teacher.spec.name, self.data.fingerprint, self.data.dataset_name, "training")
             gauges = Gauges()
             pictures = RoundPictures(store, run, self.output / ROUNDS_FOLDER)
             # Once a checkpoint is taken up: one that is refused must not change what is said of the run.
             notes = LambdaCallback(on_train_start=lambda *_: self._take_notes(teacher, statistics))
-            self._distil(run, checkpoint, [notes, gauges, pictures] if is_first() else [])
+            self.rounds.make(run.logger, checkpoint, [notes, gauges, pictures] if is_first() else [])
             if not is_first():  # of the processes that share the chunks one puts them together
                 return self.folder.distilled
-            made = self.module.step // self.module.schedule.steps_per_round
+            made = self.rounds.made
+            pictures.draw_missing(made)
             distilled = self._record(teacher, statistics).rounds(store, made, self._why_stopped)
             self._write(distilled, run)
             self._show_coverage(distilled, teacher, statistics, run)
             run.metrics(self._cost(made, gauges, checkpoint), self.module.step)
         return self.folder.distilled
-
-    def _distil(self, run: StageRun, checkpoint: Path | None, gauges: list[L.Callback]) -> None:
-        module = self.module
-        resume_point = ResumePoint(self.folder.checkpoint, self.checkpoint_every, lambda: str(module.last_position))
-        # Gauges do not count the time of a probe; what stops a run comes last.
-        callbacks = [*gauges, *self._own_callbacks, resume_point]
-        if self.trainer_arguments.get("enable_progress_bar") is not False and is_first():
-            callbacks.append(RunProgressBar("Distilling", "round"))
-        logger = self.trainer_arguments.get("logger")
-        arguments = {
-            **self.trainer_arguments,
-            **sharded_trainer_arguments(self.trainer_arguments),
-            "max_epochs": module.ipc,
-            "logger": run.logger if logger in (None, True) else logger,
-            "callbacks": callbacks,
-            "enable_checkpointing": False,  # ResumePoint does it
-            "enable_model_summary": False,
-        }
-        with quiet_lightning():
-            fit_from(L.Trainer(**arguments), module, checkpoint, resume_point)
 
     def _write(self, distilled: DistilledSet, run: StageRun) -> None:
         path = self.folder.distilled
@@ -248,10 +230,8 @@ class DistillationRun:
     # ---- checks ----
 
     def _check_before_work(self, checkpoint: Path | None) -> None:
-        check_trainer(self.trainer_arguments, self.module.ipc)
+        self.rounds.check(self.checkpoint)
         check_curriculum(self.module.method, curriculum_of(self._own_callbacks))
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every: got {self.checkpoint_every}, expected at least 1")
         self._check_replaceable(checkpoint)
         check_writable(self.output)
         self.module.start.check(self.data.train, self.data.spec, self.module.ipc)
@@ -259,7 +239,7 @@ class DistillationRun:
         check_fits(self.module, self.teacher_recipe.network, self.data.spec, device_of(self._accelerator))
 
     def _check_replaceable(self, checkpoint: Path | None) -> None:
-        if checkpoint is None and not self.overwrite:
+        if checkpoint is None and not self.overwrite and is_first():  # which may be ahead of the others by a round
             self.folder.check_replaceable()
 
     # ---- records ----

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from unidd_pl.curriculum import expect_distillation
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.pictures import picture
 from unidd_pl.synthetic import ChunkStore
@@ -53,8 +54,9 @@ class Gauges(L.Callback):
             # On average over the chunks of a round, the last of which may be smaller.
             chunk = pl_module.spec.num_classes / pl_module.schedule.chunks_per_round
             figures["images_per_second"] = steps * chunk / elapsed
+        step = pl_module.step if isinstance(pl_module, DistillationModule) else trainer.global_step
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(figures, step=step)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -81,6 +83,18 @@ class RoundPictures(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the round that has ended."""
-        path = self.folder / f"round_{trainer.current_epoch:04d}.png"
-        picture(self.store.of_round(trainer.current_epoch), path)
+        self._draw(expect_distillation(pl_module).last_position.round_index)
+
+    def draw_missing(self, made: int) -> None:
+        """Draw those of the first `made` rounds that have no picture, which other processes have made."""
+        for round_index in range(made):
+            if not self._path(round_index).is_file():
+                self._draw(round_index)
+
+    def _draw(self, round_index: int) -> None:
+        path = self._path(round_index)
+        picture(self.store.of_round(round_index), path)
         self.run.artifact(path, "rounds")
+
+    def _path(self, round_index: int) -> Path:
+        return self.folder / f"round_{round_index:04d}.png"

@@ -17,12 +17,16 @@ class RunProgressBar(ProgressBar):
     Args:
         label: What is being done, for example ``Distilling``.
         epoch_name: What an epoch is called here, for example ``round``.
+        before: Epochs before those of this training.
+        of: All epochs, where others than this training make some.
     """
 
-    def __init__(self, label: str, epoch_name: str = "epoch") -> None:
+    def __init__(self, label: str, epoch_name: str = "epoch", *, before: int = 0, of: int | None = None) -> None:
         super().__init__()
         self.label = label
         self.epoch_name = epoch_name
+        self.before = before
+        self.of = of
         self._enabled = True
         self._bar: tqdm[Any] | None = None
 
@@ -49,10 +53,8 @@ class RunProgressBar(ProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Name the epoch."""
         if self._bar is not None:
-            self._bar.set_description(
-                f"{self.label} · {self.epoch_name} {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                refresh=False,
-            )
+            number, count = self.before + trainer.current_epoch + 1, self.of or trainer.max_epochs
+            self._bar.set_description(f"{self.label} · {self.epoch_name} {number}/{count}", refresh=False)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Advance by one step and show the last logged figures."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -188,20 +188,20 @@ def sole_run(output: Path, cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def requeued(checkpoint: Path) -> Iterator[None]:
+def requeued(checkpoints: Callable[[], Sequence[Path]]) -> Iterator[None]:
     """Let SIGUSR1, by which SLURM announces the end of a job's time, stop the block, and queue the job again.
 
     It is queued again only where there is a checkpoint: a job that got no further would be queued for ever.
 
     Args:
-        checkpoint: What a run leaves to go on from.
+        checkpoints: Tells what there is to go on from.
     """
     outside = "stopped by SIGUSR1 outside of the iterations: the same command and --ckpt_path last goes on"
     try:
         with stopped_by(signal.SIGUSR1, outside):
             yield
     except Stopped as stop:
-        if stop.number == signal.SIGUSR1 and checkpoint.is_file():
+        if stop.number == signal.SIGUSR1 and checkpoints():
             told = requeue_from(first=is_first())
             if told:
                 say(told)

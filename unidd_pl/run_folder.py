@@ -15,6 +15,7 @@ from unidd_pl.standing import STANDING_FILE
 
 PICTURE_FILE = "distilled.png"
 CHECKPOINT_FILE = "last.ckpt"
+APART_FOLDER = "rounds_apart"
 CONFIG_FILE = "config.yaml"
 ROUNDS_FOLDER = "rounds"
 
@@ -28,9 +29,11 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist yet.
+        apart: Whether rounds are made side by side, each with a checkpoint of its own.
     """
 
     path: Path
+    apart: bool = False
 
     @property
     def distilled(self) -> Path:
@@ -42,6 +45,19 @@ class RunFolder:
         """The checkpoint of the run itself."""
         return self.path / CHECKPOINT_FILE
 
+    def checkpoint_of(self, round_index: int) -> Path:
+        """Return the checkpoint of a round that is made apart; any number of processes can go on from them."""
+        return self.path / APART_FOLDER / f"round_{round_index:04d}.ckpt"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that there are."""
+        return self._apart if self.apart else [path for path in (self.checkpoint,) if path.is_file()]
+
+    @property
+    def _apart(self) -> list[Path]:
+        return sorted((self.path / APART_FOLDER).glob("round_*.ckpt"))
+
     def check_replaceable(self) -> None:
         """Refuse to start anew where a run has left something.
 
@@ -49,6 +65,7 @@ class RunFolder:
             ValueError: If the folder holds a distilled set or a checkpoint.
         """
         holds = [path.name for path in (self.distilled, self.checkpoint) if path.exists()]
+        holds += [APART_FOLDER] if self._apart else []
         if holds:
             raise ValueError(
                 f"{self.path} already holds {' and '.join(holds)}: go on with --ckpt_path last, start anew with "
@@ -59,21 +76,32 @@ class RunFolder:
         """Return the checkpoint to go on from; None to start from the beginning.
 
         Args:
-            given: A path; `LAST` for the one in this folder, which need not be there yet; None to start anew.
+            given: A path; `LAST` for the one in this folder, which need not be there yet; None to start anew. Of rounds
+                that are made apart, one stands for all.
 
         Raises:
-            ValueError: If it is missing or not a checkpoint.
+            ValueError: If it is missing, not a checkpoint, or of a run whose processes share something else.
         """
         if given is None:
             return None
-        path = self.checkpoint if given == LAST else Path(given)
-        if given == LAST and not path.exists() and not self.distilled.exists():
-            say(f"No checkpoint in {self.path} yet: starting from the beginning")
-            return None
+        if given == LAST and not self.checkpoints:
+            self._check_spread()
+            if not self.distilled.exists():
+                say(f"No checkpoint in {self.path} yet: starting from the beginning")
+                return None
+        path = (self.checkpoints or [self.checkpoint])[0] if given == LAST else Path(given)
         if not path.is_file():
             raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
         check_checkpoint(path)
         return path
+
+    def _check_spread(self) -> None:
+        others = [self.checkpoint] if self.apart and self.checkpoint.exists() else [] if self.apart else self._apart
+        if others:
+            raise ValueError(
+                f"{self.path} holds a run that was begun with --spread {'chunks' if self.apart else 'rounds'}: go on "
+                "with that, start anew with --overwrite true, or choose another --output_dir"
+            )
 
     def clear(self, *, anew: bool = True) -> None:
         """Remove what an earlier run left: a part of it must not pass for a part of this one.
@@ -81,7 +109,7 @@ class RunFolder:
         Args:
             anew: Whether another run begins, and not that of before for want of a checkpoint, which keeps its record.
         """
-        for folder in (CHUNK_FOLDER, ROUNDS_FOLDER):
+        for folder in (CHUNK_FOLDER, ROUNDS_FOLDER, APART_FOLDER):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         files = (CHECKPOINT_FILE, DISTILLED_FILE, RUN_FILE, PICTURE_FILE, COVERAGE_FIGURE, COVERAGE_FILE)
         for name in (*files, *((STANDING_FILE,) if anew else ())):

@@ -63,14 +63,14 @@ def digest_of(made_from: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
-def check_step(step: object, total: int) -> int:
-    """Return the step of a checkpoint, counted from 1, of a run of `total` steps.
+def check_step(step: object, first: int, last: int) -> int:
+    """Return the step of a checkpoint, the number of those done, of a run from `first` to `last`.
 
     Raises:
-        ValueError: If it has none, or one beyond the run.
+        ValueError: If it has none, or one outside of the run.
     """
-    if type(step) is not int or not 1 <= step <= total:
-        raise ValueError(f"got a checkpoint of the step {step!r}, expected 1 to {total}: it is damaged")
+    if type(step) is not int or not first < step <= last:
+        raise ValueError(f"got a checkpoint of the step {step!r}, expected {first + 1} to {last}: it is damaged")
     return step
 
 

@@ -172,7 +172,7 @@ class ChunkStore:
         images: Tensor | None = None
         labels: list[Tensor] = []
         done = 0
-        for chunk in self.finished(schedule, schedule.num_rounds * schedule.steps_per_round, run):
+        for chunk in self.finished(schedule, range(schedule.num_rounds * schedule.steps_per_round), run):
             if images is None:
                 images = chunk.images.new_empty(count, *chunk.images.shape[1:])
             images[done : done + len(chunk)] = chunk.images
@@ -196,22 +196,27 @@ class ChunkStore:
         images, labels = (torch.cat(parts) for parts in ([c.images for c in chunks], [c.labels for c in chunks]))
         return DistilledSet(images, labels, self.spec, {})
 
-    def check(self, schedule: Schedule, step: int, run: str) -> None:
-        """Read the chunks that are finished at a step, one at a time.
+    def check(self, schedule: Schedule, steps: range, run: str) -> None:
+        """Read the chunks that are finished after these steps, one at a time.
 
         Raises:
             ValueError: If one is missing or was made by another run.
         """
-        for _ in self.finished(schedule, step, run):
+        for _ in self.finished(schedule, steps, run):
             pass
 
-    def finished(self, schedule: Schedule, step: int, run: str) -> Iterator[DistilledSet]:
-        """Yield the chunks that are finished at a step, in order.
+    def finished(self, schedule: Schedule, steps: range, run: str) -> Iterator[DistilledSet]:
+        """Yield the chunks that are finished after these steps, in order.
+
+        Args:
+            schedule: Rounds and chunks.
+            steps: Steps that were made, from the beginning of a round on.
+            run: Digest of the run.
 
         Raises:
             ValueError: If one is missing or was made by another run.
         """
-        for number in range(step // schedule.iterations):
+        for number in range(steps.start // schedule.iterations, steps.stop // schedule.iterations):
             round_index, chunk_index = divmod(number, schedule.chunks_per_round)
             path = self._path(round_index, chunk_index)
             chunk = DistilledSet.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from unidd_pl.cluster import launched_processes, launched_rank, meeting_store
 from unidd_pl.console import ProcessLost
 
 _LONGEST_STAGE = timedelta(days=14)  # the training of a teacher, while the others wait
+_LOOK_EVERY = 0.1  # seconds between two looks for a note
 _FAREWELL = timedelta(seconds=60)  # for the others to read the first process's last note, before its board goes
 
 
@@ -25,6 +27,9 @@ class Board(Protocol):
 
     def get(self, key: str, /) -> bytes:
         """Return a note that is there."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Return whether notes are there."""
 
     def wait(self, keys: list[str], timeout: timedelta, /) -> None:
         """Wait until notes are there."""
@@ -133,11 +138,13 @@ class Team:
             self.board.set(note, value)
 
     def _wait(self, note: str, whose: str, stage: str) -> None:
-        if self.board is not None:
-            try:
-                self.board.wait([note], _LONGEST_STAGE)
-            except DistError as error:
-                raise ProcessLost(f"{whose} has ended in the stage {stage}", error) from error
+        if self.board is None:
+            return
+        try:
+            while not self.board.check([note]):
+                time.sleep(_LOOK_EVERY)  # the board's own wait would hear no signal
+        except DistError as error:
+            raise ProcessLost(f"{whose} has ended in the stage {stage}", error) from error
 
     def _read(self, note: str, whose: str, stage: str) -> bytes:
         self._wait(note, whose, stage)
