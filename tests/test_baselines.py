@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unidd_pl.baselines import check_in_memory, herding, k_centre, selected_images, teacher_features, whole_set
+from unidd_pl.baselines import check_in_memory, selected_images, whole_set
 from unidd_pl.data import ImageFolderData
 from unidd_pl.data.holdout import HoldOutData
+from unidd_pl.selection import herding, k_centre, teacher_features
 from unidd_pl.teachers import Teacher
 
 

@@ -16,7 +16,7 @@ from unidd_pl.distillation import DistillationModule, RealSide
 from unidd_pl.seeding import seed_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import CFM
-from unidd_pl.starts import Collage, NoiseStart, RealStart, Start, best_crops, chosen_start, tile
+from unidd_pl.starts import Collage, HerdingStart, NoiseStart, RealStart, Start, best_crops, chosen_start, tile
 from unidd_pl.statistics import Statistics
 from unidd_pl.teachers import Teacher
 
@@ -50,6 +50,87 @@ def levels() -> TensorImages:
 def patches_of(collage: Tensor) -> list[int]:
     """Grey levels of the patches of a 2×2 collage of flat images, row by row."""
     return [round(255 * float(collage[0, row, column])) for row in (0, 7) for column in (0, 7)]
+
+
+class Colour(nn.Module):
+    """Has the colour of an image for its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(images.mean(dim=(2, 3)))
+        return logits
+
+
+class TestHerding:
+    @pytest.fixture
+    def teacher(self) -> Teacher:
+        return Teacher(Colour().eval(), "colour", SPEC, None, Path("none"))
+
+    @pytest.fixture
+    def colours(self) -> TensorImages:
+        """Twelve flat images of each class in turn, of random colours."""
+        generator = torch.Generator().manual_seed(0)
+        flat = torch.randint(256, (24, 3, 1, 1), generator=generator).to(torch.uint8).expand(24, 3, 8, 8)
+        return TensorImages(flat.contiguous(), torch.arange(24) % 2)
+
+    def drawn(self, start: Start, teacher: Teacher, images: TensorImages, rounds: int, classes: range) -> Tensor:
+        """Colours that a run starts from, (rounds, classes, 3)."""
+        start.check(images, SPEC, rounds)
+        return torch.stack([start.draw(teacher, images, i, classes, 0).mean(dim=(2, 3)) for i in range(rounds)])
+
+    def test_each_round_brings_the_mean_closer_than_any_other_image_would(
+        self, teacher: Teacher, colours: TensorImages
+    ) -> None:
+        drawn = self.drawn(HerdingStart(), teacher, colours, 5, range(2))
+        for label in range(2):
+            own = SPEC.normalise(colours.images[colours.labels == label]).mean(dim=(2, 3))
+            mean, total = own.mean(dim=0), torch.zeros(3)
+            for number in range(5):
+                chosen = drawn[number, label]
+                after = ((total + chosen) / (number + 1) - mean).norm()
+                free = [one for one in own if not any(one.equal(past) for past in drawn[:number, label])]
+                assert after <= min(((total + one) / (number + 1) - mean).norm() for one in free) + 1e-6
+                total += chosen
+            assert len(drawn[:, label].unique(dim=0)) == 5, "no image twice"
+
+    def test_neither_rounds_nor_chunks_change_what_is_chosen(self, teacher: Teacher, colours: TensorImages) -> None:
+        whole = self.drawn(HerdingStart(), teacher, colours, 6, range(2))
+        for label in range(2):
+            chunk = self.drawn(HerdingStart(), teacher, colours, 3, range(label, label + 1))
+            assert chunk[:, 0].equal(whole[:3, label])
+        resumed = HerdingStart()  # in the middle of a run
+        resumed.check(colours, SPEC, 6)
+        assert resumed.draw(teacher, colours, 4, range(2), 0).mean(dim=(2, 3)).equal(whole[4])
+        assert HerdingStart().draw(teacher, colours, 0, range(0), 0).shape == (0, 3, 8, 8)
+
+    def test_is_asked_of_the_teacher_once_a_run(self, teacher: Teacher, colours: TensorImages) -> None:
+        seen: list[int] = []
+        handle = teacher.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        self.drawn(HerdingStart(), teacher, colours, 4, range(2))
+        handle.remove()
+        assert sum(seen) == 24
+
+    def test_takes_candidates_at_random(self, teacher: Teacher, colours: TensorImages) -> None:
+        start = HerdingStart(candidates=4)
+        positions = colours.positions_of(1)
+        candidates = start.sources(positions, 3, 0, 1)
+        assert len(candidates) == 4
+        assert set(candidates.tolist()) < set(positions.tolist())
+        assert not candidates.equal(start.sources(positions, 3, 1, 1)), "another seed, other candidates"
+        drawn = self.drawn(start, teacher, colours, 4, range(1, 2))[:, 0]
+        allowed = SPEC.normalise(colours.read(candidates.tolist())).mean(dim=(2, 3))
+        assert all(any(one.equal(other) for other in allowed) for one in drawn)
+
+    def test_bad_numbers_are_refused(self, colours: TensorImages) -> None:
+        with pytest.raises(ValueError, match="candidates: got 0, expected at least 1"):
+            HerdingStart(candidates=0)
+        with pytest.raises(ValueError, match="candidates: got 4, expected at least one for each of 5 rounds"):
+            HerdingStart(candidates=4).check(colours, SPEC, 5)
+        with pytest.raises(ValueError, match="has 12 training images, expected at least 13"):
+            HerdingStart().check(colours, SPEC, 13)
 
 
 class TestCollage:
@@ -148,7 +229,7 @@ class TestNames:
 
     def test_unknown(self) -> None:
         with pytest.raises(
-            ValueError, match=r"start: got 'grey', expected auto, real, noise, collage or a Start class"
+            ValueError, match=r"start: got 'grey', expected auto, real, herding, noise, collage or a Start class"
         ):
             DistillationModule(1, CFM(), start="grey")  # type: ignore[arg-type]
 

@@ -63,8 +63,9 @@ class DistillationModule(L.LightningModule):
         signal: Signal of the FLC.
         running: Running synthetic moments over chunks: ``mean``, ``merge`` (exact), ``off``, or ``auto``
             for ``mean`` where a chunk holds all classes and ``merge`` where it does not.
-        start: ``real``, the i-th training image of each class in round i; ``collage``, of crops that the teacher is
-            sure of; ``noise``; ``auto``, a collage for an ipc of 1 and real for more; or a class of `unidd_pl.starts`.
+        start: ``real``, the i-th training image of each class in round i; ``herding``, those that together keep the
+            mean of their class in the teacher's features; ``collage``, of crops that the teacher is sure of; ``noise``;
+            ``auto``, a collage for an ipc of 1 and real for more; or a class of `unidd_pl.starts`.
         crop_scale: Area of the random resized crop, as shares of the image.
         flip: Random horizontal flips.
         max_roll: Largest random roll, pixels.

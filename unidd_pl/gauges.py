@@ -10,7 +10,6 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from unidd_pl.curriculum import expect_distillation
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.pictures import picture
 from unidd_pl.synthetic import ChunkStore
@@ -83,7 +82,8 @@ class RoundPictures(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the round that has ended."""
-        self._draw(expect_distillation(pl_module).last_position.round_index)
+        if isinstance(pl_module, DistillationModule):
+            self._draw(pl_module.last_position.round_index)
 
     def draw_missing(self, made: int) -> None:
         """Draw those of the first `made` rounds that have no picture, which other processes have made."""

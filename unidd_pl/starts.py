@@ -1,4 +1,4 @@
-"""What the synthetic images of a chunk start from: real images, noise, or collages of the crops a teacher knows best.
+"""What the synthetic images of a chunk start from: real images in order or chosen, collages of crops, or noise.
 
 Legend: n images, c channels, h w space, k classes; f patches a side of a collage.
 """
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from unidd_pl.data.crops import RandomCrops
 from unidd_pl.data.images import LabelledImages
 from unidd_pl.seeding import generator_for, seed_for
+from unidd_pl.selection import herding, teacher_features
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.synthetic import check_enough_images, noise_start, real_start
 from unidd_pl.teachers import Teacher
 
-StartName = Literal["auto", "real", "noise", "collage"]
+StartName = Literal["auto", "real", "herding", "noise", "collage"]
 
 _SCORED_AT_ONCE = 100  # crops a forward pass of the teacher
 _READ_BLOCK = 10  # crops that a thread decodes at a time
@@ -87,6 +88,64 @@ class RealStart(Start):
 
     def __str__(self) -> str:
         return "real"
+
+
+class HerdingStart(Start):
+    """The i-th image of each class in the order of herding, in round i.
+
+    The images of the first rounds together keep the mean of their class in the teacher's feature space, whatever their
+    number. Each process chooses for its own classes, once a run; the teacher sees all candidates for it.
+
+    Args:
+        candidates: Training images of each class to choose from, at most, drawn at random.
+
+    Raises:
+        ValueError: If the number is out of range.
+
+    References:
+        `unidd_pl.selection.herding`.
+    """
+
+    def __init__(self, candidates: int = 5000) -> None:
+        if candidates < 1:
+            raise ValueError(f"model.init_args.start.init_args.candidates: got {candidates}, expected at least 1")
+        self.candidates = candidates
+        self._rounds = 1
+        self._order: dict[int, Tensor] = {}
+
+    def draw(self, teacher: Teacher, images: LabelledImages, round_index: int, classes: range, seed: int) -> Tensor:
+        """Return the images of a round."""
+        if not classes:  # a process that owns no row of the chunk
+            return torch.zeros(0, *teacher.spec.image_shape)
+        count = max(self._rounds, round_index + 1)
+        new = [label for label in classes if len(self._order.get(label, ())) <= round_index]
+        for label in tqdm(new, "Choosing start images", leave=False, unit="class", disable=len(new) < 2):
+            positions = self._candidates(images.positions_of(label), seed, label)
+            self._order[label] = positions[herding(teacher_features(teacher, images, positions), count)]
+        return teacher.spec.normalise(images.read([int(self._order[label][round_index]) for label in classes]))
+
+    def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
+        """Return the candidates: which of them are chosen is for the teacher to say."""
+        return self._candidates(positions, seed, label)
+
+    def check(self, images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:
+        """Refuse a class with fewer images than rounds, and fewer candidates."""
+        check_enough_images(images, spec, ipc)
+        if self.candidates < ipc:
+            raise ValueError(
+                f"model.init_args.start.init_args.candidates: got {self.candidates}, expected at least one for each "
+                f"of {ipc} rounds"
+            )
+        self._rounds = ipc
+
+    def __str__(self) -> str:
+        return f"herding, {self.candidates} candidates"
+
+    def _candidates(self, positions: Tensor, seed: int, label: int) -> Tensor:
+        if len(positions) <= self.candidates:
+            return positions
+        order = torch.randperm(len(positions), generator=generator_for(seed, "herding candidates", label))
+        return positions[order[: self.candidates].sort().values]
 
 
 class NoiseStart(Start):
@@ -251,7 +310,12 @@ def chosen_start(start: StartName | Start, ipc: int) -> Start:
     """
     if isinstance(start, Start):
         return start
-    starts: dict[str, type[Start]] = {"real": RealStart, "noise": NoiseStart, "collage": Collage}
+    starts: dict[str, type[Start]] = {
+        "real": RealStart,
+        "herding": HerdingStart,
+        "noise": NoiseStart,
+        "collage": Collage,
+    }
     name = ("collage" if ipc == 1 else "real") if start == "auto" else start
     if name not in starts:
         raise ValueError(f"model.init_args.start: got {start!r}, expected auto, {', '.join(starts)} or a Start class")
