@@ -29,7 +29,7 @@ from unidd_pl.protocols import Protocol
 from unidd_pl.real_side import RealSide
 from unidd_pl.resume import Interrupted, ResumePoint
 from unidd_pl.spectral import CFM, CosineCurriculum
-from unidd_pl.starts import Collage, NoiseStart, RealStart, Start
+from unidd_pl.starts import Collage, HerdingStart, NoiseStart, RealStart, Start
 from unidd_pl.stopping import reason_to_stop
 from unidd_pl.synthetic import ChunkStore
 from unidd_pl.training import quiet_lightning
@@ -203,6 +203,13 @@ class TestHoldOut:
             start.draw(real.teacher, Noted(), round_index, range(3), run.module.seed)
         assert bool(read) != isinstance(start, NoiseStart)
         assert not read & set(held.positions.tolist())
+
+    def test_no_image_of_it_is_chosen_by_herding(self, real: RealSide, tmp_path: Path) -> None:
+        start, probe = HerdingStart(), ProbeCallback(**QUICK)
+        Run(real, tmp_path, start=start).fit(probe)
+        taken = torch.cat([start.sources(real.images.positions_of(label), ROUNDS, 0, label) for label in range(3)])
+        assert len(taken.unique()) == 3 * ROUNDS
+        assert not set(taken.tolist()) & set(probe._held.positions.tolist())
 
     def test_a_start_that_says_nothing_leaves_no_image(self, real: RealSide, tmp_path: Path) -> None:
         class Mine(NoiseStart):

@@ -114,15 +114,26 @@ class TestHerding:
         assert sum(seen) == 24
 
     def test_takes_candidates_at_random(self, teacher: Teacher, colours: TensorImages) -> None:
-        start = HerdingStart(candidates=4)
         positions = colours.positions_of(1)
-        candidates = start.sources(positions, 3, 0, 1)
-        assert len(candidates) == 4
-        assert set(candidates.tolist()) < set(positions.tolist())
-        assert not candidates.equal(start.sources(positions, 3, 1, 1)), "another seed, other candidates"
-        drawn = self.drawn(start, teacher, colours, 4, range(1, 2))[:, 0]
-        allowed = SPEC.normalise(colours.read(candidates.tolist())).mean(dim=(2, 3))
-        assert all(any(one.equal(other) for other in allowed) for one in drawn)
+        chosen = []
+        for seed in (0, 1):
+            start = HerdingStart(candidates=4)
+            start.check(colours, SPEC, 4)
+            start.settle(teacher, colours, range(2), seed)
+            chosen.append(set(start.sources(positions, 4, seed, 1).tolist()))
+            assert len(chosen[-1]) == 4
+            assert chosen[-1] < set(positions.tolist())
+        assert chosen[0] != chosen[1], "another seed, other candidates"
+
+    def test_says_which_images_it_takes(self, teacher: Teacher, colours: TensorImages) -> None:
+        start = HerdingStart()
+        start.check(colours, SPEC, 3)
+        positions = colours.positions_of(1)
+        assert len(start.sources(positions, 3, 0, 1)) == 3, "as many, before the teacher is known"
+        start.settle(teacher, colours, range(2), 0)
+        taken = start.sources(positions, 3, 0, 1)
+        drawn = [start.draw(teacher, colours, i, range(1, 2), 0)[0] for i in range(3)]
+        assert SPEC.normalise(colours.read(taken.tolist())).equal(torch.stack(drawn))
 
     def test_bad_numbers_are_refused(self, colours: TensorImages) -> None:
         with pytest.raises(ValueError, match="candidates: got 0, expected at least 1"):

@@ -136,7 +136,9 @@ class ProbeCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Do the checks, before a checkpoint is read."""
         module = expect_distillation(pl_module)
-        self.check(module, module.real.images, module.real.teacher.spec, module.real.teacher.name)
+        teacher, images = module.real.teacher, module.real.images
+        module.start.settle(teacher, images, range(teacher.spec.num_classes), module.seed)
+        self.check(module, images, teacher.spec, teacher.name)
 
     # ---- when ----
 

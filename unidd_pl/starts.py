@@ -59,6 +59,16 @@ class Start(ABC):
         """
         return positions
 
+    def settle(self, teacher: Teacher, images: LabelledImages, classes: range, seed: int) -> None:  # noqa: B027
+        """Make now what of `sources` depends on the teacher; nothing, for most.
+
+        Args:
+            teacher: The frozen teacher.
+            images: The real training images.
+            classes: Labels.
+            seed: Seed of the run.
+        """
+
     def check(self, images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:  # noqa: B027  noise needs no images
         """Refuse, before any work, a class with too few real images for so many rounds.
 
@@ -117,16 +127,16 @@ class HerdingStart(Start):
         """Return the images of a round."""
         if not classes:  # a process that owns no row of the chunk
             return torch.zeros(0, *teacher.spec.image_shape)
-        count = max(self._rounds, round_index + 1)
-        new = [label for label in classes if len(self._order.get(label, ())) <= round_index]
-        for label in tqdm(new, "Choosing start images", leave=False, unit="class", disable=len(new) < 2):
-            positions = self._candidates(images.positions_of(label), seed, label)
-            self._order[label] = positions[herding(teacher_features(teacher, images, positions), count)]
+        self._choose(teacher, images, classes, seed, max(self._rounds, round_index + 1))
         return teacher.spec.normalise(images.read([int(self._order[label][round_index]) for label in classes]))
 
+    def settle(self, teacher: Teacher, images: LabelledImages, classes: range, seed: int) -> None:
+        """Choose the images of all rounds."""
+        self._choose(teacher, images, classes, seed, self._rounds)
+
     def sources(self, positions: Tensor, ipc: int, seed: int, label: int) -> Tensor:
-        """Return the candidates: which of them are chosen is for the teacher to say."""
-        return self._candidates(positions, seed, label)
+        """Return the chosen images; before they are chosen as many others, for want of a teacher that says which."""
+        return self._order.get(label, positions)[:ipc]
 
     def check(self, images: LabelledImages, spec: DatasetSpec, ipc: int) -> None:
         """Refuse a class with fewer images than rounds, and fewer candidates."""
@@ -140,6 +150,12 @@ class HerdingStart(Start):
 
     def __str__(self) -> str:
         return f"herding, {self.candidates} candidates"
+
+    def _choose(self, teacher: Teacher, images: LabelledImages, classes: range, seed: int, count: int) -> None:
+        new = [label for label in classes if len(self._order.get(label, ())) < count]
+        for label in tqdm(new, "Choosing start images", leave=False, unit="class", disable=len(new) < 2):
+            positions = self._candidates(images.positions_of(label), seed, label)
+            self._order[label] = positions[herding(teacher_features(teacher, images, positions), count)]
 
     def _candidates(self, positions: Tensor, seed: int, label: int) -> Tensor:
         if len(positions) <= self.candidates:
