@@ -84,20 +84,20 @@ class RunFolder:
         """
         if given is None:
             return None
-        if given == LAST and not self.checkpoints:
+        path = Path(given) if given != LAST else next(iter(self.checkpoints), None)
+        if path is None:
             self._check_spread()
             if not self.distilled.exists():
                 say(f"No checkpoint in {self.path} yet: starting from the beginning")
                 return None
-        path = (self.checkpoints or [self.checkpoint])[0] if given == LAST else Path(given)
+            path = self.checkpoint
         if not path.is_file():
             raise ValueError(f"no checkpoint at {path}: expected one written by `unidd fit`")
         check_checkpoint(path)
         return path
 
     def _check_spread(self) -> None:
-        others = [self.checkpoint] if self.apart and self.checkpoint.exists() else [] if self.apart else self._apart
-        if others:
+        if RunFolder(self.path, not self.apart).checkpoints:
             raise ValueError(
                 f"{self.path} holds a run that was begun with --spread {'chunks' if self.apart else 'rounds'}: go on "
                 "with that, start anew with --overwrite true, or choose another --output_dir"
