@@ -26,7 +26,6 @@ from torch import Tensor
 from unidd_pl.console import say
 from unidd_pl.features import FeatureTap, conv_layers
 from unidd_pl.spectral import Resolvent
-from unidd_pl.spectral.covariance import gram
 from unidd_pl.spectral.factored import is_thin
 
 Run = Callable[[], None]
@@ -64,7 +63,7 @@ def _of_matrices(channels: int, several: list[int]) -> dict[str, Run]:
     inverse = Resolvent().matrix(psi, BETA)
     name = f"{len(several)} x {channels}"
     return {
-        f"{name}: covariance": lambda: [gram(x) for x in features],
+        f"{name}: covariance": lambda: [x.T @ x for x in features],
         f"{name}: its gradient": lambda: [g.addmm_(x, psi[0]) for x, g in zip(features, gradients, strict=True)],
         f"{name}: inverse": lambda: Resolvent().matrix(psi, BETA),
         f"{name}: its gradient, R G R": lambda: inverse @ cotangent @ inverse,

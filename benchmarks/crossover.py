@@ -18,8 +18,8 @@ from steps import BETA, circumstances, medians, start, times_in_turn, write
 from torch import Tensor
 
 from unidd_pl.console import say
-from unidd_pl.spectral import CFM, MatchingLoss, Moments, Observed, RunningMoments, observe
-from unidd_pl.spectral.covariance import thin_factor
+from unidd_pl.spectral import CFM, MatchingLoss, Moments, Observed, Passing, RunningMoments, moments_of
+from unidd_pl.spectral.covariance import second_moment, thin_rows
 from unidd_pl.spectral.factored import is_thin
 
 LAYERS, SIDE = 3, 4  # of one width; pixels, as where CIFAR networks have few rows
@@ -36,13 +36,11 @@ def make_run(channels: int, rows: int, *, factored: bool) -> Callable[[], None]:
     features = [torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_() for _ in range(LAYERS)]
 
     def seen(x: Tensor) -> Observed:
-        if not factored:
-            return observe(x, factored=False)[1]
-        _, factor, pooled = thin_factor(x)
-        return Observed(factor, pooled, SIDE**2, factored=True)
+        _, sums = (thin_rows if factored else second_moment)(x, Passing(centred=False, by_image=False))
+        return Observed(sums, len(x) * SIDE**2, factored)
 
     def run() -> None:
-        loss = matching.distances(running.combine([seen(x).moments(None) for x in features])).sum()
+        loss = matching.distances(running.combine(moments_of([seen(x) for x in features], None))).sum()
         torch.autograd.grad(loss, features)
 
     return run

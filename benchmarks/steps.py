@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from unidd_pl.spectral import (
     Observed,
     RunningMoments,
     batch_moments,
+    moments_of,
     observe,
 )
 from unidd_pl.synthetic import clip, clip_
@@ -139,7 +140,7 @@ def make_reference(case: Case, real: list[Moments]) -> Callable[[list[Tensor]], 
     return plain
 
 
-def make_ours(case: Case, real: list[Moments]) -> tuple[bool, Callable[[list[AnyMoments]], Tensor]]:
+def make_ours(case: Case, real: list[Moments]) -> tuple[bool, Callable[[Sequence[AnyMoments]], Tensor]]:
     """Return whether ours takes factors, and our spectral loss as a function of the moments of the chunk."""
     matching = MatchingLoss(CFM(), real, BETA, closed_form=case.closed_form)
     running = RunningMoments("mean")
@@ -196,7 +197,7 @@ def _observed(
 
         with FeatureTap(network, layers, through):
             logits = network(x)
-        return logits, ours([seen[name].moments(None) for name in layers])
+        return logits, ours(moments_of([seen[name] for name in layers], None))
 
     return forward
 

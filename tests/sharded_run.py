@@ -33,7 +33,6 @@ from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import (
     CFM,
     METHODS,
-    AnyMoments,
     CosineCurriculum,
     MatchingLoss,
     Method,
@@ -42,7 +41,7 @@ from unidd_pl.spectral import (
     RunningMode,
     RunningMoments,
     Signal,
-    dense,
+    moments_of,
     observe,
 )
 from unidd_pl.statistics import Statistics
@@ -162,8 +161,8 @@ def closed_form(method: Method, mode: RunningMode | None, dtype: torch.dtype) ->
     real = [Moments.of(x, weights_of(20, torch.float64)) for x in features_of(0, 20, torch.float64)]
     layers = [x[own].contiguous(memory_format=torch.channels_last).requires_grad_() for x in features_of(1, 5, dtype)]
     labels, passing = weights_of(5, dtype)[own], Passing(centred=False, owned=True)
-    seen = [observe(x, factored=False, passing=passing)[1].moments(labels) for x in layers]
-    merged: list[AnyMoments] = [*merge_over_ranks([dense(one) for one in seen])]
+    seen = [observe(x, factored=False, passing=passing)[1] for x in layers]
+    merged = merge_over_ranks(moments_of(seen, labels))
     if mode is not None:
         running = RunningMoments(mode)
         running.update([Moments.of(x, weights_of(5, torch.float64)) for x in features_of(2, 5, torch.float64)])

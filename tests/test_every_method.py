@@ -17,7 +17,7 @@ from unidd_pl.data.folder import ImageFolderData
 from unidd_pl.distillation import DistillationModule
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import Running
-from unidd_pl.spectral import CFM, METHODS, MTT, Method, Moments, QuantileCurriculum, Signal, SRe2L
+from unidd_pl.spectral import CFM, METHODS, MTT, Method, Moments, QuantileCurriculum, Signal, SRe2L, StackedMoments
 from unidd_pl.stages import statistics_stage
 from unidd_pl.statistics import running_statistics
 from unidd_pl.statistics_cache import StatisticsRecipe
@@ -112,7 +112,7 @@ def test_every_layer_has_its_own_beta(real: RealSide, tmp_path: Path) -> None:
     assert len(set(expected)) == len(spectra)
     features = [torch.randn(4, len(spectrum), 3, 3) for spectrum in spectra]
     module.objective.running = None
-    distances = module.objective.distances([Moments.of(x) for x in features], None)
+    distances = module.objective.distances(StackedMoments.of([Moments.of(x) for x in features]), None)
     for row, x, moments, beta in zip(distances, features, real.statistics.moments, expected, strict=True):
         shift = beta * np.eye(len(moments.ffc))
         f, f_s = (np.linalg.inv(psi.numpy() + shift) for psi in (moments.ffc, Moments.of(x.double()).ffc))

@@ -168,15 +168,16 @@ def test_a_run_lays_out_the_teacher_for_its_device(real: RealSide, tmp_path: Pat
     assert memory_format(torch.device("cuda")) == torch.contiguous_format
 
 
-def test_layers_far_from_zero_are_centred_beforehand() -> None:
+def test_how_features_pass_follows_from_the_layer_and_its_real_moments() -> None:
     network = ConvNet(width=4, depth=2, channels=3, image_size=8, num_classes=3)
     x = torch.randn(4, 4, 8, 8, dtype=torch.float64)
     layers = ("layers.conv.1", "layers.norm.0", "layers")
-    chosen = passings(network, layers, [Moments.of(x + 1), Moments.of(x + 10), Moments.of(x)])
+    labels = torch.ones(4, 1)
+    chosen = passings(network, layers, [Moments.of(x + 1), Moments.of(x + 10, labels), Moments.of(x)])
     assert chosen == {
-        "layers.conv.1": Passing(centred=False, owned=True),
+        "layers.conv.1": Passing(centred=False, owned=True, by_image=False),
         "layers.norm.0": Passing(centred=True, owned=True),
-        "layers": Passing(centred=False, owned=False),  # may hand its gradient through
+        "layers": Passing(centred=False, owned=False, by_image=False),  # may hand its gradient through
     }
 
 

@@ -6,7 +6,7 @@ Legend: n images of the chunk, c channels, h w space, k classes; l layers, t ter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -130,7 +130,7 @@ class DistillationModule(L.LightningModule):
         self._rounds = range(ipc)  # those that the Trainer makes
         self.curriculum = "none"
         """What the `CurriculumCallback` brings; part of the digest of the run."""
-        self._chunk_moments: list[AnyMoments] = []  # of the last forward pass
+        self._chunk_moments: Sequence[AnyMoments] = []  # of the last forward pass
 
     # ---- set-up ----
 

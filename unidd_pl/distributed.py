@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from unidd_pl.ranks import own_rows, world_size
-from unidd_pl.spectral import Moments
+from unidd_pl.spectral import Moments, StackedMoments, dense
 
 
 class _SumWithLocalGradient(torch.autograd.Function):
@@ -45,7 +45,7 @@ def sum_with_local_gradient(local: Tensor) -> Tensor:
     return total
 
 
-def merge_over_ranks(moments: Sequence[Moments]) -> list[Moments]:
+def merge_over_ranks(moments: StackedMoments) -> StackedMoments:
     """Return the moments of the rows of all ranks, exactly as if one process had seen them.
 
     Two sums: counts, means and the FLC of all layers; then the scatter about the joint means, so that nothing is
@@ -53,35 +53,45 @@ def merge_over_ranks(moments: Sequence[Moments]) -> list[Moments]:
     float32; c·k of the first with a signal of k classes), not with images or their size.
 
     Args:
-        moments: Moments of the rows of this rank, one a layer; of count 0 where it has none.
+        moments: Moments of the rows of this rank; of count 0 where it has none.
 
     Returns:
-        Moments, one a layer, the same on every rank; the gradient flows to the moments of this rank.
+        Moments, the same on every rank; the gradient flows to the moments of this rank.
 
     References:
         DESIGN.md, several processes.
     """
+    groups = [dense(group) for _, group in moments.groups]
     firsts = _summed_together(
-        [(one.count, one.mean * one.count, one.label_weight, one.label_mean * one.label_weight) for one in moments]
+        [
+            (
+                one.count,
+                one.mean * one.count[..., None],
+                one.label_weight,
+                one.label_mean * one.label_weight[..., None, :],
+            )
+            for one in groups
+        ]
     )
     scatters = []
-    for one, (count, total, *_) in zip(moments, firsts, strict=True):
+    for one, (count, total, *_) in zip(groups, firsts, strict=True):
         # The joint mean is held fixed: about it the scatter is least, so its own derivative is zero once summed.
-        delta = one.mean - (total / count).detach()
-        scatters.append(((one.ffc + torch.outer(delta, delta)) * (one.count / count.detach()),))
+        delta = one.mean - (total / count[..., None]).detach()
+        between = delta[..., :, None] * delta[..., None, :]
+        scatters.append(((one.ffc + between) * (one.count / count.detach())[..., None, None],))
     merged: list[Moments] = []
     for (count, total, weight, labelled), (ffc,) in zip(firsts, _summed_together(scatters), strict=True):
-        label_mean = labelled / torch.where(weight > 0, weight, torch.ones_like(weight))
-        merged.append(Moments(count.detach(), total / count, ffc, weight, label_mean))
-    return merged
+        label_mean = labelled / torch.where(weight > 0, weight, torch.ones_like(weight))[..., None, :]
+        merged.append(Moments(count.detach(), total / count[..., None], ffc, weight, label_mean))
+    return StackedMoments((layers, one) for (layers, _), one in zip(moments.groups, merged, strict=True))
 
 
-def _summed_together(layers: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
-    """Return the sums over ranks of the tensors of all layers, sent as one block."""
-    flat = torch.cat([tensor.reshape(-1) for tensors in layers for tensor in tensors])
-    sizes = [tensor.numel() for tensors in layers for tensor in tensors]
+def _summed_together(groups: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+    """Return the sums over ranks of the tensors of all groups, sent as one block."""
+    flat = torch.cat([tensor.reshape(-1) for tensors in groups for tensor in tensors])
+    sizes = [tensor.numel() for tensors in groups for tensor in tensors]
     blocks = iter(torch.split(sum_with_local_gradient(flat), sizes))
-    return [[next(blocks).view(tensor.shape) for tensor in tensors] for tensors in layers]
+    return [[next(blocks).view(tensor.shape) for tensor in tensors] for tensors in groups]
 
 
 def bytes_sent(channels: Sequence[int], classes: int, element: int = 4) -> int:

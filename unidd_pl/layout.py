@@ -47,6 +47,7 @@ def passings(network: nn.Module, layers: Sequence[str], real: Sequence[Moments])
         name: Passing(
             centred=float(one.mean.square().sum()) > _LARGEST_OFFSET * float(one.ffc.trace()),
             owned=isinstance(network.get_submodule(name), _MAKE_THEIR_GRADIENT),
+            by_image=len(one.label_weight) > 0,
         )
         for name, one in zip(layers, real, strict=True)
     }

@@ -23,13 +23,14 @@ from unidd_pl.ranks import world_size
 from unidd_pl.real_side import RealSide
 from unidd_pl.spectral import (
     ANY,
-    AnyMoments,
     MatchingLoss,
     Observed,
     Passing,
     RunningMoments,
     Signal,
+    StackedMoments,
     dense,
+    moments_of,
     observe,
 )
 
@@ -47,21 +48,20 @@ class Look:
     """
 
     cross_entropy: Tensor
-    moments: list[AnyMoments]
+    moments: StackedMoments
 
     def merge(self, other: Look) -> Look:
         """Return the look at the images of both; the gradient flows to both."""
         # Moments.merge keeps nothing of size (c, c) for its backward pass: a further part costs no memory.
-        pairs = zip(self.moments, other.moments, strict=True)
-        merged: list[AnyMoments] = [dense(mine).merge(dense(theirs)) for mine, theirs in pairs]
+        pairs = zip(self.moments.groups, other.moments.groups, strict=True)
+        merged = StackedMoments((layers, dense(mine).merge(dense(theirs))) for (layers, mine), (_, theirs) in pairs)
         return Look(self.cross_entropy + other.cross_entropy, merged)
 
     def merge_over_ranks(self) -> Look:
         """Return the look at the images of all processes; the gradient flows to this one's."""
         if world_size() == 1:
             return self
-        merged: list[AnyMoments] = [*merge_over_ranks([dense(one) for one in self.moments])]
-        return Look(sum_with_local_gradient(self.cross_entropy), merged)
+        return Look(sum_with_local_gradient(self.cross_entropy), merge_over_ranks(self.moments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class ChunkLoss:
     total: Tensor
     cross_entropy: Tensor
     distances: Tensor
-    moments: list[AnyMoments]
+    moments: StackedMoments
 
     def figures(self, layers: Sequence[str], terms: Sequence[str]) -> dict[str, Tensor]:
         """Return what is logged of it, by name."""
@@ -159,9 +159,9 @@ class ChunkObjective:
         if check and not torch.isfinite(loss):
             terms = self.matching.method.term_names
             raise ValueError(non_finite(where, self.matching.betas, statistics.layers, terms, distances, cross_entropy))
-        return ChunkLoss(loss, cross_entropy, distances, [moments.detach() for moments in seen.moments])
+        return ChunkLoss(loss, cross_entropy, distances, seen.moments.map(lambda group: group.detach()))
 
-    def distances(self, moments: list[AnyMoments], columns: Tensor | None) -> Tensor:
+    def distances(self, moments: StackedMoments, columns: Tensor | None) -> Tensor:
         """Return the distance of every term in every layer, (l, t); the gradient flows.
 
         Args:
@@ -169,18 +169,16 @@ class ChunkObjective:
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         """
         # Autocast would filter in half precision.
-        with torch.autocast(moments[0].mean.device.type, enabled=False):
+        with torch.autocast(moments.device.type, enabled=False):
             used = self.running.combine(moments) if self.running else moments
             return self.matching.distances(used, columns)
 
     def _nothing(self, images: Tensor) -> Look:
         """Return the look at no images, of a process that owns no row of the chunk."""
-        zeros: list[AnyMoments] = [
-            one.to(dtype=images.dtype, device=images.device).zeros() for one in self.real.statistics.moments
-        ]
-        return Look(images.sum(), zeros)
+        zeros = [one.to(dtype=images.dtype, device=images.device).zeros() for one in self.real.statistics.moments]
+        return Look(images.sum(), StackedMoments.of(zeros))
 
-    def _distances(self, moments: list[AnyMoments], columns: Tensor | None, where: object) -> Tensor:
+    def _distances(self, moments: StackedMoments, columns: Tensor | None, where: object) -> Tensor:
         try:
             return self.distances(moments, columns)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -229,7 +227,9 @@ def look(
     # Half precision is widened, float64 stays.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = label_weights(signal, labels, logits)
-    return Look(F.cross_entropy(logits, labels, reduction="sum"), [observed[name].moments(weights) for name in layers])
+    return Look(
+        F.cross_entropy(logits, labels, reduction="sum"), moments_of([observed[name] for name in layers], weights)
+    )
 
 
 def look_in_parts(look_at: LookAt, images: Tensor, labels: Tensor, micro_batch: int | None) -> Look:

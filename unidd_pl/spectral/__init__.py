@@ -12,7 +12,7 @@ from unidd_pl.spectral.curricula import (
     ReversedCurriculum,
     ShuffledCurriculum,
 )
-from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, Observed, batch_moments, dense, observe
+from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense
 from unidd_pl.spectral.filters import (
     Identity,
     Landweber,
@@ -41,7 +41,9 @@ from unidd_pl.spectral.methods import (
     Term,
 )
 from unidd_pl.spectral.moments import SIGNALS, Moments, Signal
+from unidd_pl.spectral.observed import Observed, batch_moments, moments_of, observe
 from unidd_pl.spectral.running import RunningMode, RunningMoments
+from unidd_pl.spectral.stacked import StackedMoments
 
 __all__ = [
     "ANY",
@@ -83,12 +85,14 @@ __all__ = [
     "ShuffledCurriculum",
     "Signal",
     "SpectralFilter",
+    "StackedMoments",
     "Term",
     "batch_moments",
     "dense",
     "filtered",
     "largest_eigenvalues",
     "least_norms",
+    "moments_of",
     "observe",
     "reading_is_free",
     "term_distances",

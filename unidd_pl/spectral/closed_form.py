@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unidd_pl.spectral.filters import Identity
 from unidd_pl.spectral.methods import Method, Term
+from unidd_pl.spectral.once import refuse_second_derivative
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +87,8 @@ class _Distances(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        refuse_second_derivative()
         flc, *saved = ctx.saved_tensors
         matrices = dict(zip(ctx.keys, saved, strict=False))
         weights = gradient * ctx.units
@@ -97,14 +97,15 @@ class _Distances(torch.autograd.Function):
         for index, (term, difference) in enumerate(zip(ctx.terms, saved[len(matrices) :], strict=True)):
             unit = difference * weights[:, index].view(-1, *[1] * (difference.ndim - 1))
             key = id(term.filter)
+            known = to_matrix.get(key)
             if term.operand == "flc":
                 carried = matrices[key].mT @ unit if key in matrices else unit
-                to_flc = carried if to_flc is None else to_flc + carried
-                unit = unit @ flc.mT if key in matrices else unit
-            elif term.diagonal:
-                unit = torch.diag_embed(unit)
-            if key in matrices:
-                to_matrix[key] = to_matrix[key] + unit if key in to_matrix else unit
+                to_flc = carried if to_flc is None else to_flc.add_(carried)
+                if key in matrices:
+                    to_matrix[key] = unit @ flc.mT if known is None else known.baddbmm_(unit, flc.mT)
+            elif key in matrices:
+                unit = torch.diag_embed(unit) if term.diagonal else unit
+                to_matrix[key] = unit if known is None else known.add_(unit)
         filters = {id(term.filter): term.filter for term in ctx.terms}
         to_ffc: Tensor | None = None
         for key, cotangent in to_matrix.items():

@@ -1,6 +1,7 @@
 """Moments of a chunk with fewer rows than channels, whose FFC is kept as a constant and a thin factor.
 
-Legend: n images, c channels, h w space, k classes, s = n·h·w rows, r columns of the factor.
+Legend: n images, c channels, h w space, k classes, s = n·h·w rows, r columns of the factor; * nothing, or l for layers
+of one width stacked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unidd_pl.spectral.covariance import ANY, Passing, covariance, thin_factor
+from unidd_pl.spectral.covariance import Sums, thin_rows
 from unidd_pl.spectral.moments import Moments, label_moments
 
 _LARGEST_SHARE = 0.5  # of the channels; with more rows than that the thin products no longer save time
@@ -24,12 +25,12 @@ class FactoredMoments:
     all iterations of a chunk, so that what is made of it can be kept.
 
     Args:
-        count: () number of rows s.
-        mean: (c,) channel means.
-        factor: (c, r) U; for a batch (X−1μᵀ)ᵀ/√s.
-        label_weight: (k,) as in `Moments`.
-        label_mean: (c, k) as in `Moments`.
-        base: (c, c) B, without a gradient; None for zero.
+        count: (*) number of rows s.
+        mean: (*, c) channel means.
+        factor: (*, c, r) U; for a batch (X−1μᵀ)ᵀ/√s.
+        label_weight: (*, k) as in `Moments`.
+        label_mean: (*, c, k) as in `Moments`.
+        base: (*, c, c) B, without a gradient; None for zero.
     """
 
     count: Tensor
@@ -42,25 +43,26 @@ class FactoredMoments:
     @classmethod
     def of(cls, features: Tensor, labels: Tensor | None = None) -> FactoredMoments:
         """Compute the moments of one batch, as `Moments.of`; the gradient flows to features and labels."""
-        _, factor, pooled = thin_factor(features)
-        return cls.of_pooled(factor, pooled, labels)
+        _, sums = thin_rows(features)
+        return cls.of_sums(sums, sums.first.new_full((), len(sums.second)), labels)
 
     @classmethod
-    def of_pooled(cls, factor: Tensor, pooled: Tensor, labels: Tensor | None) -> FactoredMoments:
-        """Compute the moments of one batch from what `thin_factor` takes of it, as `Moments.of_pooled`."""
-        count = pooled.new_full((), factor.shape[1])
-        return cls(count, pooled.mean(dim=0), factor, *label_moments(pooled, labels))
+    def of_sums(cls, sums: Sums, count: Tensor, labels: Tensor | None) -> FactoredMoments:
+        """Compute the moments of one batch from what `thin_rows` takes of it; arguments as in `Moments.of_sums`."""
+        mean = sums.total / count[..., None]
+        factor = (sums.second - mean[..., None, :]).mT * sums.second.shape[-2] ** -0.5
+        return cls(count, mean, factor, *label_moments(sums.first, count, labels))
 
     @property
     def flc(self) -> Tensor:
         """Feature–label correlation Φ, as `Moments.flc`."""
-        k = self.label_weight.shape[0]
-        return self.label_mean / k if k else self.mean[:, None]
+        k = self.label_weight.shape[-1]
+        return self.label_mean / k if k else self.mean[..., None]
 
     @property
     def ffc(self) -> Tensor:
-        """Feature–feature correlation Ψ, (c, c); the gradient flows to the factor."""
-        product = self.factor @ self.factor.T
+        """Feature–feature correlation Ψ, (*, c, c); the gradient flows to the factor."""
+        product = self.factor @ self.factor.mT
         return product if self.base is None else self.base + product
 
     def dense(self) -> Moments:
@@ -82,18 +84,15 @@ class FactoredMoments:
 
         Args:
             done: Finished moments, in the precision and on the device of this one.
-            base: (c, c) `kept_part` of them; the caller makes it once a chunk.
+            base: (*, c, c) `kept_part` of them; the caller makes it once a chunk.
             scatter_between: As in `Moments.merge`.
         """
-        # Without Ψ, which is in the base already: two (0, 0) stand for it.
-        none = base.new_zeros(0, 0)
-        narrow = Moments(self.count, self.mean, none, self.label_weight, self.label_mean)
-        merged = replace(done, ffc=none).merge(narrow, scatter_between=False)
+        merged = done.merge_firsts(self)
         share = self.count / merged.count
-        factor = self.factor * share.sqrt()
+        factor = self.factor * share.sqrt()[..., None, None]
         if scatter_between:
-            between = (self.mean - done.mean) * (share * (1 - share)).sqrt()
-            factor = torch.cat([factor, between[:, None]], dim=1)
+            between = (self.mean - done.mean) * (share * (1 - share)).sqrt()[..., None]
+            factor = torch.cat([factor, between[..., None]], dim=-1)
         return FactoredMoments(merged.count, merged.mean, factor, merged.label_weight, merged.label_mean, base)
 
 
@@ -106,59 +105,10 @@ def dense(moments: AnyMoments) -> Moments:
 
 
 def kept_part(done: Moments, count: Tensor) -> Tensor:
-    """Return (1−share)·Ψ̄, (c, c): what finished moments weigh beside a batch of `count` rows."""
-    return done.ffc * (done.count / (done.count + count))
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """What is taken of features while they pass: moments, but for the labels, which are known later.
-
-    Args:
-        second: Ψ (c, c) or, factored, U (c, s).
-        pooled: (n, c) the features pooled.
-        positions: h·w that each image has.
-        factored: Whether it is a factor.
-    """
-
-    second: Tensor
-    pooled: Tensor
-    positions: int
-    factored: bool
-
-    def moments(self, labels: Tensor | None) -> AnyMoments:
-        """Return the moments; `labels` as in `Moments.of`."""
-        if self.factored:
-            return FactoredMoments.of_pooled(self.second, self.pooled, labels)
-        return Moments.of_pooled(self.second, self.pooled, self.positions, labels)
+    """Return (1−share)·Ψ̄, (*, c, c): what finished moments weigh beside a batch of `count` rows."""
+    return done.ffc * (done.count / (done.count + count))[..., None, None]
 
 
 def is_thin(rows: int, channels: int) -> bool:
     """Return whether features have so few rows that their factor is faster than their covariance."""
     return rows <= _LARGEST_SHARE * channels
-
-
-def observe(features: Tensor, *, factored: bool, passing: Passing = ANY) -> tuple[Tensor, Observed]:
-    """Return features as they are, for the layer, and what moments are made of.
-
-    Args:
-        features: (n, c, h, w) or (n, c).
-        factored: Whether a factor is of use where there are few rows; see `MatchingLoss.takes_factors`.
-        passing: How they pass.
-    """
-    n, c = features.shape[:2]
-    positions = features[0, 0].numel()
-    thin = factored and is_thin(n * positions, c)
-    passed, second, pooled = (thin_factor if thin else covariance)(features, passing)
-    return passed, Observed(second, pooled, positions, thin)
-
-
-def batch_moments(features: Tensor, labels: Tensor | None, *, factored: bool) -> AnyMoments:
-    """Return the moments of one batch, as a factor where there are few rows and the caller can use it.
-
-    Args:
-        features: (n, c, h, w) or (n, c).
-        labels: As in `Moments.of`.
-        factored: As in `observe`.
-    """
-    return observe(features, factored=factored)[1].moments(labels)

@@ -140,7 +140,8 @@ class Resolvent(SpectralFilter):
             torch.linalg.LinAlgError: If Ψ+βI is not positive definite in the working precision; where that would
                 make the host wait for a device, the result is NaN instead.
         """
-        shifted = ffc + beta * _eye_like(ffc)
+        shifted = ffc.clone()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(beta[..., 0] if isinstance(beta, Tensor) and beta.ndim else beta)
         if reading_is_free(ffc.device):
             return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
         factor, failed = torch.linalg.cholesky_ex(shifted)

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unidd_pl.spectral.closed_form import Targets, scaled_and_units
 from unidd_pl.spectral.filters import Resolvent
 from unidd_pl.spectral.methods import Method, Term
+from unidd_pl.spectral.once import refuse_second_derivative
 
 
 def takes_low_rank(method: Method) -> bool:
@@ -78,7 +78,24 @@ def low_rank_distances(terms: Sequence[Term], targets: Targets, base: Base, fact
 
 def _times(inverse: Tensor, other: Tensor) -> Tensor:
     """Return H · other, where H may be a number."""
-    return inverse @ other if inverse.shape[-1] > 1 else inverse * other
+    return _product(inverse, other) if inverse.shape[-1] > 1 else inverse * other
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left · right, (l, m, n).
+
+    On a CPU torch gives each thread whole matrices of a batch: of three and two threads, one waits for the third. What
+    does not come out even is multiplied one by one, each by all threads.
+    """
+    even = len(left) - len(left) % torch.get_num_threads()
+    if left.device.type != "cpu" or even == len(left):
+        return left @ right
+    product = left.new_empty(len(left), left.shape[1], right.shape[2])
+    if even:
+        torch.bmm(left[:even], right[:even], out=product[:even])
+    for place in range(even, len(left)):
+        torch.mm(left[place], right[place], out=product[place])
+    return product
 
 
 class _LowRankDistances(torch.autograd.Function):
@@ -87,7 +104,7 @@ class _LowRankDistances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, factor: Tensor, flc: Tensor, terms: tuple[Term, ...], targets: Targets, base: Base) -> Tensor:
         p = _times(base.inverse, factor)
-        q = p @ Resolvent().matrix(factor.mT @ p, 1.0)
+        q = _product(p, Resolvent().matrix(_product(factor.mT, p), 1.0))
         turned = None  # (F − R)Q
         norms, differences = [], []
         for term, target in zip(terms, targets.values, strict=True):
@@ -96,9 +113,9 @@ class _LowRankDistances(torch.autograd.Function):
                 norms.append(torch.linalg.vector_norm(differences[-1].flatten(1), dim=1))
                 continue
             if turned is None:
-                c, tq = p.mT @ q, base.beyond @ q
+                c, tq = _product(p.mT, q), _product(base.beyond, q)
                 square = base.square + (2 * (tq * p).sum(dim=(1, 2)) + (c * c.mT).sum(dim=(1, 2)))
-                turned = torch.baddbmm(tq, q, c)
+                turned = tq.add_(_product(q, c))
             norms.append(square.clamp_min(0).sqrt())
         distances, ctx.units = scaled_and_units(torch.stack(norms, dim=1), targets.scales)
         ctx.terms, ctx.inverse = terms, base.inverse
@@ -106,13 +123,13 @@ class _LowRankDistances(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        refuse_second_derivative()
         flc, p, q, turned, *differences = ctx.saved_tensors
         weights = gradient * ctx.units
 
         def resolved(other: Tensor) -> Tensor:
-            return torch.baddbmm(_times(ctx.inverse, other), q, p.mT @ other, alpha=-1)
+            return _times(ctx.inverse, other).sub_(_product(q, _product(p.mT, other)))
 
         whole = torch.zeros_like(q)  # −(G+Gᵀ)Q
         to_flc: Tensor | None = None
@@ -120,7 +137,7 @@ class _LowRankDistances(torch.autograd.Function):
         for index, term in enumerate(ctx.terms):
             weight = weights[:, index].view(-1, 1, 1)
             if term.operand == "ffc":
-                part = 2 * weight * turned
+                part = turned * (2 * weight)
             else:
                 unit = weight * next(of_flc)
                 part = torch.cat([unit, flc], dim=2) @ torch.cat([flc.mT @ q, unit.mT @ q], dim=1).neg_()

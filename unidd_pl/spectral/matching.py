@@ -18,6 +18,7 @@ from unidd_pl.spectral.losses import filtered, largest_eigenvalues, least_norms,
 from unidd_pl.spectral.low_rank import Base, low_rank_distances, takes_low_rank
 from unidd_pl.spectral.methods import Method
 from unidd_pl.spectral.moments import Moments
+from unidd_pl.spectral.stacked import StackedMoments
 
 
 @dataclass
@@ -27,7 +28,8 @@ class _Kept:
     filtered: list[tuple[Tensor, ...]] | None = None  # f(Ψ) g(Φ) for each layer and term
     least: Tensor | None = None  # (l, t), see `least_norms`
     targets: dict[tuple[int, ...], Targets] = field(default_factory=dict)  # for the layers of one width
-    bases: dict[tuple[int, ...], tuple[list[Tensor | None], Base]] = field(default_factory=dict)  # and of which B
+    bases: dict[tuple[int, ...], tuple[Tensor | None, Base]] = field(default_factory=dict)  # and of which B
+    orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # that bring groups of layers into order
 
 
 class MatchingLoss:
@@ -93,7 +95,7 @@ class MatchingLoss:
             columns: (m,) indices of the classes to compare in the FLC; None compares all of them.
         """
         if self._closed_form and len(synthetic) == len(self.real):
-            return self._by_width(synthetic, columns)
+            return self._by_width(StackedMoments.of(synthetic), columns)
         moments = [dense(one) for one in synthetic]
         like = moments[0].ffc
         largest = None if self._largest is None else largest_eigenvalues(self._largest, moments)
@@ -110,35 +112,32 @@ class MatchingLoss:
 
     # ---- layers of one width together ----
 
-    def _by_width(self, synthetic: Sequence[AnyMoments], columns: Tensor | None) -> Tensor:
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, one in enumerate(synthetic):
-            thin = one.factor.shape[1] if self.takes_factors and isinstance(one, FactoredMoments) else 0
-            groups.setdefault((len(one.mean), thin), []).append(index)
-        rows: list[Tensor | None] = [None] * len(synthetic)
-        for (_, thin), layers in groups.items():
-            together = self._low_rank if thin else self._dense
-            members = [synthetic[index] for index in layers]
-            flc = _stack([_chosen(one.flc, one, columns) for one in members])
-            targets = self._targets(tuple(layers), members[0], columns, flc)
-            for layer, row in zip(layers, together(tuple(layers), members, targets, flc).unbind(), strict=True):
-                rows[layer] = row
-        return torch.stack([row for row in rows if row is not None])
+    def _by_width(self, synthetic: StackedMoments, columns: Tensor | None) -> Tensor:
+        distances = torch.cat([self._of_group(*group, columns) for group in synthetic.groups])
+        taken = tuple(layer for layers, _ in synthetic.groups for layer in layers)
+        if taken == tuple(range(len(taken))):
+            return distances
+        if taken not in self._kept.orders:
+            self._kept.orders[taken] = torch.tensor(taken, device=distances.device).argsort()
+        return distances[self._kept.orders[taken]]
 
-    def _dense(self, layers: tuple[int, ...], members: Sequence[AnyMoments], targets: Targets, flc: Tensor) -> Tensor:
-        return closed_form_distances(self.method.terms, targets, _stack([one.ffc for one in members]), flc)
+    def _of_group(self, layers: tuple[int, ...], moments: AnyMoments, columns: Tensor | None) -> Tensor:
+        """Return the distances of some layers of one width, (l, t)."""
+        flc = _chosen(moments.flc, moments, columns)
+        targets = self._targets(layers, moments, columns, flc)
+        if isinstance(moments, FactoredMoments) and self.takes_factors:
+            base = self._base(layers, moments, targets)
+            return low_rank_distances(self.method.terms, targets, base, moments.factor, flc)
+        return closed_form_distances(self.method.terms, targets, moments.ffc, flc)
 
-    def _low_rank(
-        self, layers: tuple[int, ...], members: Sequence[AnyMoments], targets: Targets, flc: Tensor
-    ) -> Tensor:
-        thin = [one for one in members if isinstance(one, FactoredMoments)]
-        bases = [one.base for one in thin]
+    def _base(self, layers: tuple[int, ...], moments: FactoredMoments, targets: Targets) -> Base:
+        """Return what B and the real side make of each other, kept while B is the same object."""
         kept = self._kept.bases.get(layers)
-        if kept is None or any(one is not other for one, other in zip(kept[0], bases, strict=True)):
-            known = [base for base in bases if base is not None]
-            kept = bases, Base.of(torch.stack(known) if known else None, targets.betas, self._resolvents(layers, flc))
+        if kept is None or kept[0] is not moments.base:
+            real = self._resolvents(layers, moments.factor)
+            kept = moments.base, Base.of(moments.base, targets.betas, real)
             self._kept.bases[layers] = kept
-        return low_rank_distances(self.method.terms, targets, kept[1], _stack([one.factor for one in thin]), flc)
+        return kept[1]
 
     @torch.no_grad()
     def _resolvents(self, layers: tuple[int, ...], like: Tensor) -> Tensor:
@@ -156,7 +155,7 @@ class MatchingLoss:
             betas = like.new_tensor([self._betas[i] for i in layers]).view(-1, 1, 1)
             whole = Targets(values, betas, self._scales(layers, values, like) if self.relative else None)
             self._kept.targets[layers] = whole
-        if columns is None or not len(one.label_weight):
+        if columns is None or not one.label_weight.shape[-1]:
             return whole
         values = tuple(
             value[..., columns] if term.operand == "flc" else value
@@ -192,9 +191,4 @@ class MatchingLoss:
 
 def _chosen(flc: Tensor, one: AnyMoments, columns: Tensor | None) -> Tensor:
     """Return the compared columns of Φ_s; the label-free signal has no classes to choose from."""
-    return flc if columns is None or not len(one.label_weight) else flc[:, columns]
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors of one shape as a batch, without a copy where there is only one."""
-    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    return flc if columns is None or not one.label_weight.shape[-1] else flc[..., columns]

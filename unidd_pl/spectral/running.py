@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense, kept_part
 from unidd_pl.spectral.moments import Moments
+from unidd_pl.spectral.stacked import StackedMoments, stack
 
 RunningMode = Literal["mean", "merge"]
 
@@ -49,10 +50,10 @@ class RunningMoments:
             raise ValueError(f"running moments: got mode {mode!r}, expected one of {get_args(RunningMode)}")
         self.mode = mode
         self._layers: list[Moments] | None = None
-        self._narrow: list[Moments] = []  # the same in the precision of the batch, until the next update
-        self._bases: dict[int, tuple[int, Tensor]] = {}  # see `_base`
+        self._narrow: dict[tuple[int, ...], Moments] = {}  # of layers that are alike, see `_narrowed`
+        self._bases: dict[tuple[int, ...], tuple[int, Tensor]] = {}  # see `_base`
 
-    def combine(self, batch: Sequence[AnyMoments]) -> list[AnyMoments]:
+    def combine(self, batch: Sequence[AnyMoments]) -> StackedMoments:
         """Return the moments of the finished chunks with this batch as the next one.
 
         Args:
@@ -60,21 +61,33 @@ class RunningMoments:
 
         Returns:
             Moments, one a layer, factored where the batch's are; the gradient flows through the batch only.
+
+        Raises:
+            ValueError: If the batch has not as many layers as the finished chunks.
         """
-        weighed = [self._weigh(moments) for moments in batch]
+        weighed = StackedMoments.of(batch).map(self._weigh)
         if self._layers is None:
             return weighed
-        between = self.mode == "merge"
-        merged: list[AnyMoments] = []
-        for index, (done, new) in enumerate(zip(self._narrowed(weighed), weighed, strict=True)):
-            if isinstance(new, FactoredMoments):
-                merged.append(new.onto(done, self._base(index, done, new), scatter_between=between))
-            else:
-                merged.append(done.merge(new, scatter_between=between))
-        return merged
+        self._check_as_many(weighed)
+        return StackedMoments((layers, self._joined(layers, new)) for layers, new in weighed.groups)
+
+    def _check_as_many(self, batch: Sequence[AnyMoments]) -> None:
+        if self._layers is not None and len(batch) != len(self._layers):
+            raise ValueError(f"got moments of {len(batch)} layers, but the finished chunks have {len(self._layers)}")
+
+    def _joined(self, layers: tuple[int, ...], new: AnyMoments) -> AnyMoments:
+        done, between = self._narrowed(layers, new.mean), self.mode == "merge"
+        if isinstance(new, FactoredMoments):
+            return new.onto(done, self._base(layers, done, new), scatter_between=between)
+        return done.merge(new, scatter_between=between)
 
     def update(self, batch: Sequence[AnyMoments]) -> None:
-        """Count a finished chunk in, accumulating in float64."""
+        """Count a finished chunk in, accumulating in float64.
+
+        Raises:
+            ValueError: As for `combine`.
+        """
+        self._check_as_many(batch)
         wide = [self._weigh(dense(moments).detach().to(dtype=torch.float64)) for moments in batch]
         if self._layers is not None:
             wide = [
@@ -107,23 +120,29 @@ class RunningMoments:
 
     def _take(self, layers: list[Moments] | None) -> None:
         self._layers = layers
-        self._narrow = []
+        self._narrow = {}
         self._bases = {}
 
-    def _narrowed(self, like: Sequence[AnyMoments]) -> list[Moments]:
-        """Return the finished part in the precision of the batch: in float64 the whole loss would become float64."""
-        first = like[0].mean
-        if not self._narrow or self._narrow[0].mean.dtype != first.dtype or self._narrow[0].mean.device != first.device:
-            self._narrow = [done.to(dtype=first.dtype, device=first.device) for done in self._layers or []]
-            self._bases = {}
-        return self._narrow
+    def _narrowed(self, layers: tuple[int, ...], like: Tensor) -> Moments:
+        """Return the finished part of some layers, stacked, until the next update.
 
-    def _base(self, index: int, done: Moments, new: FactoredMoments) -> Tensor:
-        """Return what the finished part of a layer weighs beside a chunk, the same object for the whole chunk."""
-        rows = new.factor.shape[1]
-        if index not in self._bases or self._bases[index][0] != rows:
-            self._bases[index] = rows, kept_part(done, new.count)
-        return self._bases[index][1]
+        It is in the precision of the batch: in float64 the whole loss would become float64.
+        """
+        kept = self._narrow.get(layers)
+        if kept is None or kept.mean.dtype != like.dtype or kept.mean.device != like.device:
+            done = [self._layers[layer].tensors() for layer in layers] if self._layers else []
+            kept = Moments(**{name: stack([one[name] for one in done]) for name in done[0]})
+            kept = kept.to(dtype=like.dtype, device=like.device)
+            self._narrow[layers] = kept
+            self._bases.pop(layers, None)
+        return kept
+
+    def _base(self, layers: tuple[int, ...], done: Moments, new: FactoredMoments) -> Tensor:
+        """Return what the finished part of some layers weighs beside a chunk, the same object for the whole chunk."""
+        rows = new.factor.shape[-1]
+        if layers not in self._bases or self._bases[layers][0] != rows:
+            self._bases[layers] = rows, kept_part(done, new.count)
+        return self._bases[layers][1]
 
     def _weigh(self, moments: _M) -> _M:
         # In mode "mean" a chunk counts once, whatever its size, and once for each class it holds.
