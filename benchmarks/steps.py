@@ -25,6 +25,7 @@ from unidd_pl.features import FeatureTap, conv_layers
 from unidd_pl.files import atomic_write
 from unidd_pl.layout import memory_format, passings
 from unidd_pl.networks import build_network
+from unidd_pl.observing import CompiledTeacher, CompileMode, observing
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
 from unidd_pl.spectral import (
@@ -32,11 +33,9 @@ from unidd_pl.spectral import (
     AnyMoments,
     MatchingLoss,
     Moments,
-    Observed,
     RunningMoments,
     batch_moments,
     moments_of,
-    observe,
 )
 from unidd_pl.synthetic import clip, clip_
 from unidd_pl.teachers import freeze
@@ -66,6 +65,7 @@ class Case:
         closed_form: Ours with or without the closed-form gradient.
         factored: Ours with or without Woodbury's identity.
         cached: The reference filters the real side once; False: in each step, as the release does.
+        compile_mode: Floor and ours with compiled passes of the teacher.
         chunks: Finished chunks in the running moments; 0 for none.
         real_images: Images behind the real moments.
     """
@@ -83,6 +83,7 @@ class Case:
     closed_form: bool = True
     factored: bool = True
     cached: bool = True
+    compile_mode: CompileMode | None = None
     chunks: int = 1
     real_images: int = CALIBRATION
 
@@ -162,7 +163,8 @@ def make_forward(case: Case, network: nn.Module) -> Callable[[Tensor], tuple[Ten
     """Return a function that gives logits (n, k) and spectral loss () of augmented images; None without one."""
     layers = conv_layers(network)
     if case.loss == "none":
-        return lambda x: (network(x), None)
+        run = network if case.compile_mode is None else torch.compile(network, mode=case.compile_mode, dynamic=False)
+        return lambda x: (run(x), None)
     real = real_moments(case, network, layers)
     if case.loss == "ours" and not (case.separate or case.permuted):
         return _observed(case, network, layers, real)
@@ -184,20 +186,17 @@ def make_forward(case: Case, network: nn.Module) -> Callable[[Tensor], tuple[Ten
 def _observed(
     case: Case, network: nn.Module, layers: tuple[str, ...], real: list[Moments]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return ours as `unidd_pl.objective` takes it: moments while the features pass."""
+    """Return ours as `unidd_pl.objective` takes it: moments while the features pass, or behind a compiled pass."""
     factored, ours = make_ours(case, real)
     how = passings(network, layers, real)
+    if case.compile_mode is None:
+        see = observing(network, layers, how, factored=factored)
+    else:
+        see = CompiledTeacher(network, layers, case.compile_mode).observing(how, factored=factored)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        seen: dict[str, Observed] = {}
-
-        def through(name: str, features: Tensor) -> Tensor:
-            passed, seen[name] = observe(features, factored=factored, passing=how[name])
-            return passed
-
-        with FeatureTap(network, layers, through):
-            logits = network(x)
-        return logits, ours(moments_of([seen[name] for name in layers], None))
+        logits, seen = see(x)
+        return logits, ours(moments_of(seen, None))
 
     return forward
 

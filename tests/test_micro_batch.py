@@ -23,6 +23,7 @@ from unidd_pl.features import layers_to_tap
 from unidd_pl.moment_pass import gather_moments
 from unidd_pl.networks import ConvNet
 from unidd_pl.objective import ChunkObjective, look, look_in_parts
+from unidd_pl.observing import observing
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import Running
 from unidd_pl.seeding import generator_for
@@ -136,7 +137,7 @@ def passes_of_a_step(network: nn.Module, micro_batch: int | None) -> list[int]:
     hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     images = images_of(CHUNK).requires_grad_()
     seen = look_in_parts(
-        lambda images, labels: look(network, layers_to_tap(network, "conv"), "mean", images, labels),
+        lambda images, labels: look(observing(network, layers_to_tap(network, "conv")), "mean", images, labels),
         images, torch.arange(CHUNK) % CLASSES, micro_batch,
     )  # fmt: skip
     (seen.cross_entropy + sum(moments.ffc.square().sum() for moments in seen.moments)).backward()  # type: ignore[no-untyped-call, union-attr]
@@ -169,7 +170,7 @@ def held_at_most(network: nn.Module, count: int, micro_batch: int | None) -> int
     hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     images = torch.randn(count, 3, 16, 16, requires_grad=True)
     seen = look_in_parts(
-        lambda images, labels: look(network, layers_to_tap(network, "conv"), "mean", images, labels),
+        lambda images, labels: look(observing(network, layers_to_tap(network, "conv")), "mean", images, labels),
         images, torch.arange(count) % 4, micro_batch,
     )  # fmt: skip
     (seen.cross_entropy + sum(moments.ffc.square().sum() for moments in seen.moments)).backward()  # type: ignore[no-untyped-call, union-attr]

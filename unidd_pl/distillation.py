@@ -17,6 +17,7 @@ from unidd_pl.augmentation import random_shared_view
 from unidd_pl.distributed import all_rows
 from unidd_pl.layout import lay_out
 from unidd_pl.objective import ChunkObjective
+from unidd_pl.observing import CompileMode
 from unidd_pl.ranks import own_rows, rank
 from unidd_pl.real_side import RealSide
 from unidd_pl.run_settings import (
@@ -73,6 +74,8 @@ class DistillationModule(L.LightningModule):
         seed: Seed of augmentation and noise.
         micro_batch: Images that the teacher sees at a time, where a chunk is too large for the memory; null sees the
             whole chunk. It changes the memory and, by one more forward pass a step, the time, but not the result.
+        compile_mode: Compile the teacher's passes, by this mode of `torch.compile`: they are faster after a minute of
+            compiling, and the result differs by rounding. Null runs them as they are. Not with `micro_batch`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -102,10 +105,11 @@ class DistillationModule(L.LightningModule):
         relative: bool = False,
         seed: int = 0,
         micro_batch: int | None = None,
+        compile_mode: CompileMode | None = None,
     ) -> None:
         super().__init__()
         positive = {"ipc": ipc, "beta": beta, "iterations": iterations, "chunk_size": chunk_size, "lr": lr}
-        check_settings(positive, eta, betas, crop_scale, max_roll, micro_batch)
+        check_settings(positive, eta, betas, crop_scale, max_roll, micro_batch, compile_mode)
         self.ipc = ipc
         self.method = method
         self.beta = beta
@@ -123,6 +127,7 @@ class DistillationModule(L.LightningModule):
         self.relative = relative
         self.seed = seed
         self.micro_batch = micro_batch
+        self.compile_mode = compile_mode
 
         self.images = nn.Parameter(torch.empty(0))
         self.step = 0
@@ -157,6 +162,7 @@ class DistillationModule(L.LightningModule):
             RunningMoments(self.running_mode) if self.running != "off" else None,
             self.eta,
             self.micro_batch,
+            self.compile_mode,
         )
         self.store = store
         self._use_chunk_shape(self.position)

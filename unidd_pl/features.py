@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -123,9 +124,40 @@ class FeatureTap:
             raise ValueError(f"the forward pass did not reach the layers {missing}")
         return [self._recorded[name] for name in self.layers]
 
+    def take(self) -> list[Tensor]:
+        """Return `features`, and keep none of them."""
+        features = self.features()
+        self._recorded.clear()
+        return features
+
     def _recorder(self, name: str):  # type: ignore[no-untyped-def]  # torch types hooks loosely
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             self._recorded[name] = inputs[0]
             return None if self._through is None else (self._through(name, inputs[0]), *inputs[1:])
 
         return record
+
+
+class TappedNetwork(nn.Module):
+    """A network that returns the inputs of chosen layers beside its output: one function, which can be compiled.
+
+    It is a copy that shares the weights, so that what listens to its layers is in nobody else's way.
+
+    Args:
+        network: The network, where it is to stay.
+        layers: Names of its modules, as in ``named_modules``.
+
+    Raises:
+        ValueError: If the network has no layer of a name.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network, {id(one): one for one in (*network.parameters(), *network.buffers())})
+        self._tap = FeatureTap(self.network, layers)
+        self._tap.__enter__()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the output, and the inputs (n, c, h, w) of the layers, in their order; gradients flow through both."""
+        output = self.network(images)
+        return output, self._tap.take()

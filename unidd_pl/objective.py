@@ -5,34 +5,23 @@ Legend: n images, c channels, h w space, k classes; l layers, t terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unidd_pl.diagnosis import non_finite, not_filterable
 from unidd_pl.distributed import merge_over_ranks, sum_with_local_gradient
-from unidd_pl.features import FeatureTap
-from unidd_pl.layout import laid_out, passings
+from unidd_pl.layout import passings
 from unidd_pl.moment_pass import label_weights
+from unidd_pl.observing import CompiledTeacher, CompileMode, See, observing
 from unidd_pl.ranks import world_size
 from unidd_pl.real_side import RealSide
-from unidd_pl.spectral import (
-    ANY,
-    MatchingLoss,
-    Observed,
-    Passing,
-    RunningMoments,
-    Signal,
-    StackedMoments,
-    dense,
-    moments_of,
-    observe,
-)
+from unidd_pl.spectral import MatchingLoss, RunningMoments, Signal, StackedMoments, dense, moments_of
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise
@@ -98,6 +87,7 @@ class ChunkObjective:
         running: Moments of the finished chunks, or None to match each chunk by itself.
         eta: Weight η of the matching loss.
         micro_batch: Images that the teacher sees at a time, at most; None for all.
+        compile_mode: Compile the teacher's passes, by this mode of `torch.compile`; None runs them as they are.
     """
 
     def __init__(
@@ -107,6 +97,7 @@ class ChunkObjective:
         running: RunningMoments | None,
         eta: float,
         micro_batch: int | None = None,
+        compile_mode: CompileMode | None = None,
     ) -> None:
         self.real = real
         self.matching = matching
@@ -114,7 +105,9 @@ class ChunkObjective:
         self.eta = eta
         self.micro_batch = micro_batch
         statistics = real.statistics
-        self._passings = passings(real.teacher.network, statistics.layers, statistics.moments)
+        network, layers = real.teacher.network, statistics.layers
+        self._passings = passings(network, layers, statistics.moments)
+        self._compiled = None if compile_mode is None else CompiledTeacher(network, layers, compile_mode)
 
     def __call__(
         self,
@@ -141,15 +134,13 @@ class ChunkObjective:
         Raises:
             ValueError: If the loss is not finite.
         """
-        network, statistics = self.real.teacher.network, self.real.statistics
-
+        statistics = self.real.statistics
         # A factor is of the whole chunk: parts are merged into matrices.
         whole = self.micro_batch is None or self.micro_batch >= len(images)
-        factored = whole and self.matching.takes_factors
+        see = self._see(factored=whole and self.matching.takes_factors)
 
         def look_at(images: Tensor, labels: Tensor) -> Look:
-            layers, signal, how = statistics.layers, statistics.signal, self._passings
-            return look(network, layers, signal, augment(images), labels, factored=factored, passings=how)
+            return look(see, statistics.signal, augment(images), labels)
 
         seen = look_in_parts(look_at, images, labels, self.micro_batch) if len(images) else self._nothing(images)
         seen = seen.merge_over_ranks()
@@ -173,6 +164,12 @@ class ChunkObjective:
             used = self.running.combine(moments) if self.running else moments
             return self.matching.distances(used, columns)
 
+    def _see(self, *, factored: bool) -> See:
+        if self._compiled is not None:
+            return self._compiled.observing(self._passings, factored=factored)
+        teacher, layers = self.real.teacher, self.real.statistics.layers
+        return observing(teacher.network, layers, self._passings, factored=factored)
+
     def _nothing(self, images: Tensor) -> Look:
         """Return the look at no images, of a process that owns no row of the chunk."""
         zeros = [one.to(dtype=images.dtype, device=images.device).zeros() for one in self.real.statistics.moments]
@@ -190,46 +187,23 @@ LookAt = Callable[[Tensor, Tensor], Look]
 """From images (n, c, h, w) and labels (n,) to a look."""
 
 
-def look(
-    network: nn.Module,
-    layers: Sequence[str],
-    signal: Signal,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    factored: bool = False,
-    passings: Mapping[str, Passing] | None = None,
-) -> Look:
-    """Run the teacher once over images as it sees them.
+def look(see: See, signal: Signal, images: Tensor, labels: Tensor) -> Look:
+    """Let the teacher see images once.
 
     Args:
-        network: The teacher, frozen and in eval mode, so that no image has a part in what is made of another.
-        layers: Names of the layers whose inputs are matched.
+        see: One pass of the teacher.
         signal: Signal of the FLC.
         images: (n, c, h, w), normalised and augmented.
         labels: (n,) int64.
-        factored: Whether the moments of layers with few rows may stay factored, see `observe`.
-        passings: How the inputs of each layer pass, see `layout.passings`; None for any layer's way.
 
     Returns:
         The look; the gradient flows to the images.
     """
-    observed: dict[str, Observed] = {}
-
-    def through(name: str, features: Tensor) -> Tensor:
-        passing = ANY if passings is None else passings[name]
-        passed, observed[name] = observe(features, factored=factored, passing=passing)
-        return passed
-
-    with FeatureTap(network, layers, through) as tap:
-        logits = network(laid_out(images))
-        tap.features()  # complains of layers that were not reached
+    logits, observed = see(images)
     # Half precision is widened, float64 stays.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights = label_weights(signal, labels, logits)
-    return Look(
-        F.cross_entropy(logits, labels, reduction="sum"), moments_of([observed[name] for name in layers], weights)
-    )
+    moments = moments_of(observed, label_weights(signal, labels, logits))
+    return Look(F.cross_entropy(logits, labels, reduction="sum"), moments)
 
 
 def look_in_parts(look_at: LookAt, images: Tensor, labels: Tensor, micro_batch: int | None) -> Look:

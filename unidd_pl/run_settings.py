@@ -19,7 +19,7 @@ SETTINGS = (
     "ipc", "beta", "eta", "iterations", "chunk_size", "lr", "signal", "running", "flip", "max_roll",
     "relative", "seed",
 )  # fmt: skip
-"""Settings of plain types that the images depend on; `micro_batch` changes no more than their rounding."""
+"""Settings of plain types that the images depend on; `micro_batch` and `compile_mode` change no more than rounding."""
 
 
 def check_settings(
@@ -29,6 +29,7 @@ def check_settings(
     crop_scale: tuple[float, float],
     max_roll: int,
     micro_batch: int | None,
+    compile_mode: str | None,
 ) -> None:
     """Refuse numbers out of range.
 
@@ -39,6 +40,7 @@ def check_settings(
         crop_scale: Area of the random resized crop, as shares of the image.
         max_roll: Largest random roll, pixels.
         micro_batch: Images that the teacher sees at a time, or None.
+        compile_mode: Mode of `torch.compile`, or None.
 
     Raises:
         ValueError: If one is; the message names it.
@@ -54,6 +56,11 @@ def check_settings(
         raise ValueError(f"model.init_args.betas: got {betas}, expected two rates in [0, 1)")
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"model.init_args.micro_batch: got {micro_batch}, expected at least 1 image, or null")
+    if compile_mode is not None and micro_batch is not None:
+        raise ValueError(
+            f"model.init_args.compile_mode: got {compile_mode} with a micro_batch of {micro_batch}, expected one of "
+            "the two: torch does not compile within the checkpointing that a chunk in parts is made of"
+        )
     if not eta >= 0:
         raise ValueError(f"model.init_args.eta: got {eta}, expected ≥ 0")
 

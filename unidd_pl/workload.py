@@ -23,6 +23,7 @@ from unidd_pl.memory import MIB, LinearBytes
 from unidd_pl.moment_pass import label_weights
 from unidd_pl.networks import build_network
 from unidd_pl.objective import ChunkObjective, look
+from unidd_pl.observing import observing
 from unidd_pl.real_side import RealSide
 from unidd_pl.seeding import generator_for
 from unidd_pl.specs import DatasetSpec
@@ -158,7 +159,7 @@ class Workload:
 
     def _look_and_pull_back(self, count: int) -> None:
         images = torch.zeros(count, *self.spec.image_shape, requires_grad=True)
-        seen = look(self.network, self.layers, self.module.signal, images, self._labels(count))
+        seen = look(observing(self.network, self.layers), self.module.signal, images, self._labels(count))
         total = seen.cross_entropy
         for moments in seen.moments:
             total = total + moments.ffc.sum() + moments.flc.sum()

@@ -158,13 +158,12 @@ class _SecondMomentOfRows(torch.autograd.Function):
     def backward(ctx: Any, passed: Tensor | None, second: Tensor | None, first: Tensor | None) -> tuple[Tensor, None]:
         refuse_second_derivative()
         features, *mean = ctx.saved_tensors
-        rows = _rows(features)
-        onto = _Onto(passed, features, rows, owned=ctx.passing.owned)
+        gradient = _Gradient(passed, features, owned=ctx.passing.owned)
         if second is not None:
-            onto.gradient.addmm_(rows, second, alpha=2)
+            gradient.add_product(_rows(features), second)
             if mean:
-                onto.gradient.sub_(mean[0] @ second, alpha=2)
-        return onto.finished(first), None
+                gradient.add(mean[0] @ second * -2)
+        return gradient.finished(first), None
 
 
 class _ThinRows(torch.autograd.Function):
@@ -182,10 +181,10 @@ class _ThinRows(torch.autograd.Function):
     def backward(ctx: Any, passed: Tensor | None, rows: Tensor | None, first: Tensor | None) -> tuple[Tensor, None]:
         refuse_second_derivative()
         (features,) = ctx.saved_tensors
-        onto = _Onto(passed, features, _rows(features), owned=ctx.passing.owned)
+        gradient = _Gradient(passed, features, owned=ctx.passing.owned)
         if rows is not None:
-            onto.gradient.add_(rows)
-        return onto.finished(first), None
+            gradient.add(rows)
+        return gradient.finished(first), None
 
 
 class _SecondMomentOfColumns(torch.autograd.Function):
@@ -222,35 +221,50 @@ class _SecondMomentOfColumns(torch.autograd.Function):
         return gradient.view(ctx.shape).to(ctx.dtype), None
 
 
-class _Onto:
-    """The gradient of features as rows, to be added onto: that out of the layer itself where it is owned, or a copy.
+class _Gradient:
+    """The gradient of features as rows, added up: onto that out of the layer where it is owned, or onto a copy.
 
-    Attributes:
-        gradient: (s, c).
+    Args:
+        passed: (n, c, h, w) the gradient out of the layer, if there is one.
+        features: (n, c, h, w).
+        owned: As for `Passing`.
     """
 
-    def __init__(self, passed: Tensor | None, features: Tensor, rows: Tensor, *, owned: bool) -> None:
-        self._features = features
-        in_place = owned and passed is not None and passed.dtype == rows.dtype and _lies_by_rows(passed)
-        self._passed = passed if in_place else None
+    def __init__(self, passed: Tensor | None, features: Tensor, *, owned: bool) -> None:
+        self._features, self._in_place = features, passed
+        self._rows: Tensor | None = None
         if passed is None:
-            self.gradient = torch.zeros_like(rows)
-        elif in_place:
-            self.gradient = _rows(passed)
+            return
+        wide = _widened(passed)
+        if owned and wide is passed and _lies_by_rows(passed):
+            self._rows = _rows(passed)
         else:
-            last = passed.movedim(1, -1)
-            wide = last.to(rows.dtype, memory_format=torch.contiguous_format)
-            self.gradient = (wide.clone() if wide is last else wide).reshape(rows.shape)
+            self._in_place = None
+            last = wide.movedim(1, -1)
+            self._rows = last.to(memory_format=torch.contiguous_format, copy=True).view(-1, last.shape[-1])
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (s, c), or one for all, (c,)."""
+        self._rows = rows.clone() if self._rows is None else self._rows.add_(rows)
+
+    def add_product(self, rows: Tensor, second: Tensor) -> None:
+        """Add the gradient of XᵀX: 2 X G for a symmetric G."""
+        if self._rows is None:
+            self._rows = torch.addmm(rows, rows, second, beta=0, alpha=2)
+        else:
+            self._rows.addmm_(rows, second, alpha=2)
 
     def finished(self, first: Tensor | None) -> Tensor:
-        """Add the gradient (n or 1, c) of the sums of the rows; return the gradient as features."""
-        if first is not None:
-            by_image = self.gradient if len(first) == 1 else self.gradient.view(len(first), -1, first.shape[1])
-            by_image.add_(first if len(first) == 1 else first[:, None])
-        if self._passed is not None:
-            return self._passed
+        """Add the gradient (n or 1, c) of the sums of the rows; return the whole as features."""
         n, c, *space = self._features.shape
-        return self.gradient.view(n, *space, c).movedim(-1, 1).to(self._features.dtype)
+        if self._rows is None:
+            self._rows = torch.zeros_like(_rows(self._features))
+        if first is not None:
+            by_image = self._rows if len(first) == 1 else self._rows.view(n, -1, c)
+            by_image.add_(first if len(first) == 1 else first[:, None])
+        if self._in_place is not None:
+            return self._in_place
+        return self._rows.view(n, *space, c).movedim(-1, 1).to(self._features.dtype)
 
 
 def _first(rows: Tensor, features: Tensor, passing: Passing) -> Tensor:
