@@ -35,7 +35,7 @@ test-ffcv: ffcv  ## run the tests of the FFCV loader
 	$(BIN)/pytest -m ffcv
 
 bench: $(INSTALLED)  ## time a distillation step, its parts and how it scales; on a GPU too where there is one (minutes)
-	$(BIN)/python benchmarks/step.py --tricks --output runs/bench/step.json
+	$(BIN)/python benchmarks/step.py --compiled --tricks --output runs/bench/step.json
 	$(BIN)/python benchmarks/arithmetic.py --output runs/bench/arithmetic.json
 	$(BIN)/python benchmarks/crossover.py --output runs/bench/crossover.json
 	$(BIN)/python benchmarks/scaling.py --output runs/bench/scaling.json

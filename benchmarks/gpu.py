@@ -4,6 +4,8 @@
 
 Each case is timed in float32 and with the teacher under bfloat16 autocast (--trainer.precision bf16-mixed of
 `unidd fit`); moments and filters are float32 in both, and TF32 is off for their products, as torch has it by default.
+Floor and ours are also timed with the teacher's passes compiled (`compile_mode` of `unidd fit`), once with CUDA graphs
+(mode `reduce-overhead`).
 Without a CUDA device it says so and does nothing.
 """
 
@@ -19,13 +21,17 @@ from step import CASES
 from steps import Case, circumstances, make_step, medians, start, times_in_turn, write
 
 from unidd_pl.console import say
+from unidd_pl.observing import CompileMode
 
+MODES: tuple[CompileMode, ...] = ("default", "reduce-overhead")
 IMAGENET = tuple(Case("resnet18", images, image_size=224, num_classes=1000) for images in (100, 200))
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Time one case on its device; print a line and return the figures."""
     chosen = {"floor": case.without_loss(), "ours": case, "reference": replace(case, loss="reference")}
+    for mode in MODES:
+        chosen |= {f"{name}, {mode}": replace(chosen[name], compile_mode=mode) for name in ("floor", "ours")}
     typical = medians(times_in_turn({name: make_step(one) for name, one in chosen.items()}, repeats, case.device))
     rate = 1e3 * case.images / typical["ours"]
     ratio, gain = typical["ours"] / typical["floor"], typical["reference"] / typical["ours"]

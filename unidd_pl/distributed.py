@@ -61,7 +61,9 @@ def merge_over_ranks(moments: StackedMoments) -> StackedMoments:
     References:
         DESIGN.md, several processes.
     """
-    groups = [dense(group) for _, group in moments.groups]
+    # Anew, by width alone: which layers a rank takes as factors depends on its rows.
+    alike = StackedMoments.of([dense(one) for one in moments])
+    groups = [dense(group) for _, group in alike.groups]
     firsts = _summed_together(
         [
             (
@@ -83,7 +85,7 @@ def merge_over_ranks(moments: StackedMoments) -> StackedMoments:
     for (count, total, weight, labelled), (ffc,) in zip(firsts, _summed_together(scatters), strict=True):
         label_mean = labelled / torch.where(weight > 0, weight, torch.ones_like(weight))[..., None, :]
         merged.append(Moments(count.detach(), total / count[..., None], ffc, weight, label_mean))
-    return StackedMoments((layers, one) for (layers, _), one in zip(moments.groups, merged, strict=True))
+    return StackedMoments((layers, one) for (layers, _), one in zip(alike.groups, merged, strict=True))
 
 
 def _summed_together(groups: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
