@@ -8,7 +8,7 @@ autograd (`reference.py`), both sides filtered in each step as in the authors' r
 first as torch has them by default; "cached" is the same with the real side filtered once. Floor and ours are laid out
 as a run lays them out: channels last on a CPU. All are timed in turn in one process; medians and their ratios are
 printed. With --compiled, floor and ours are also timed with the teacher's passes compiled (`compile_mode: default`);
-with --tricks, ours with one part at a time taken back. The loss is CFM's: two resolvent terms a layer.
+with --tricks, the floor channels first, and ours with one part at a time taken back. The loss is CFM's: two resolvent terms a layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from unidd_pl.console import say
 
 CASES = (Case("convnet-w128-d3", 10), Case("convnet-w128-d3", 100), Case("resnet18", 10))
 TRICKS = {
-    "channels first": {"channels_last": False},
     "moments apart": {"separate": True},
     "permuted covariance": {"permuted": True},
     "no low rank": {"factored": False},
