@@ -8,7 +8,8 @@ autograd (`reference.py`), both sides filtered in each step as in the authors' r
 first as torch has them by default; "cached" is the same with the real side filtered once. Floor and ours are laid out
 as a run lays them out: channels last on a CPU. All are timed in turn in one process; medians and their ratios are
 printed. With --compiled, floor and ours are also timed with the teacher's passes compiled (`compile_mode: default`);
-with --tricks, the floor channels first, and ours with one part at a time taken back. The loss is CFM's: two resolvent terms a layer.
+with --tricks, the floor channels first, and ours with one part at a time taken back. The loss is CFM's: two resolvent
+terms a layer.
 """
 
 from __future__ import annotations

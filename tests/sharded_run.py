@@ -58,12 +58,13 @@ def real_side(signal: Signal, dtype: torch.dtype, size: int = 8) -> RealSide:
     spec = DatasetSpec("sharded", tuple("abcde"), 3, size, (0.5,) * 3, (0.25,) * 3)
     labels = torch.arange(20) % CLASSES
     images = TensorImages(torch.randint(256, (20, 3, size, size), generator=generator).to(torch.uint8), labels)
-    network = ConvNet(width=6, depth=2, channels=3, image_size=size, num_classes=CLASSES)
+    network = ConvNet(width=6, depth=3, channels=3, image_size=size, num_classes=CLASSES)
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        network.layers.norm[1].bias.add_(20)  # of two layers of one width one is centred beforehand, and one is not
     freeze(network)
-    teacher = Teacher(network.to(dtype), "convnet-w6-d2", spec, None, Path("sharded"))
+    teacher = Teacher(network.to(dtype), "convnet-w6-d3", spec, None, Path("sharded"))
     layers = conv_layers(network)
     moments = gather_moments(teacher, [(images.images.to(dtype) / 255, labels)], layers, signal, spec)
     return RealSide(teacher, Statistics(layers, moments, signal, {}), images)

@@ -32,6 +32,11 @@ def real(tiny_teacher: Teacher, tiny_statistics: Statistics, folder_data: ImageF
     return RealSide(tiny_teacher, tiny_statistics, folder_data.train)
 
 
+@pytest.fixture(autouse=True)
+def afresh() -> None:
+    torch._dynamo.reset()  # graphs of one test would serve the next
+
+
 class Unwatched(L.Callback):
     """Takes away what the test listens with: a hook that keeps what it sees is compiled anew at every step."""
 
@@ -63,6 +68,17 @@ def test_a_compiled_run_takes_the_same_course(real: RealSide, tmp_path: Path) ->
 @pytest.mark.slow
 def test_compiled_in_half_precision(real: RealSide, tmp_path: Path) -> None:
     compare(real, tmp_path, rel=1e-2, trainer={"precision": "bf16-mixed"})
+
+
+@pytest.mark.slow
+def test_the_tenth_run_of_a_process_is_compiled_as_well() -> None:
+    """Torch gives up on a function after eight graphs, and says so in its log alone."""
+    for width in range(1, 11):
+        network = ConvNet(width=width, depth=1, channels=1, image_size=4, num_classes=2).eval().requires_grad_(False)
+        torch._dynamo.utils.counters.clear()
+        see = CompiledTeacher(network, ["layers.conv.0"], "default").observing({"layers.conv.0": ANY}, factored=False)
+        see(torch.zeros(1, 1, 4, 4))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_parts_are_not_compiled() -> None:

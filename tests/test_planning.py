@@ -129,6 +129,8 @@ def test_what_cannot_fit_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatc
     micro_batch = int(cure.partition(",")[0])
     assert 1 <= micro_batch < 60
     check_fits(module_of(micro_batch=micro_batch), network, spec, CPU)  # the cure cures
+    with pytest.raises(ValueError, match=r"micro_batch \d+ without compile_mode, which changes time"):
+        check_fits(module_of(compile_mode="default"), network, spec, CPU)
     monkeypatch.setattr(planning, "available_bytes", lambda _: 1000)
     with pytest.raises(ValueError, match="not even one image at a time: take fewer classes a chunk"):
         check_fits(module_of(), network, spec, CPU)

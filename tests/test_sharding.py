@@ -124,7 +124,7 @@ def test_what_a_process_sends_depends_on_layers_and_classes_alone(case: str, see
     settings = SENT[case]
     assert len(steps) == 3 * settings["ipc"] * -(-CLASSES // settings.get("chunk_size", CLASSES))
     classes = 0 if settings["signal"] == "mean" else CLASSES
-    assert {(len(step), sum(step)) for step in steps} == {(3, bytes_sent((3, 6), classes))}
+    assert {(len(step), sum(step)) for step in steps} == {(3, bytes_sent((3, 6, 6), classes))}
 
 
 def test_the_bytes_of_a_step_are_those_of_the_issue() -> None:

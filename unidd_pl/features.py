@@ -141,7 +141,8 @@ class FeatureTap:
 class TappedNetwork(nn.Module):
     """A network that returns the inputs of chosen layers beside its output: one function, which can be compiled.
 
-    It is a copy that shares the weights, so that what listens to its layers is in nobody else's way.
+    It is a copy that shares the weights, so that what listens to its layers is in nobody else's way. Hooks that the
+    network has are copied with it, and stay.
 
     Args:
         network: The network, where it is to stay.

@@ -42,6 +42,8 @@ class Look:
     def merge(self, other: Look) -> Look:
         """Return the look at the images of both; the gradient flows to both."""
         # Moments.merge keeps nothing of size (c, c) for its backward pass: a further part costs no memory.
+        if [layers for layers, _ in self.moments.groups] != [layers for layers, _ in other.moments.groups]:
+            raise ValueError("got looks whose layers are stacked in different ways, expected parts of one chunk")
         pairs = zip(self.moments.groups, other.moments.groups, strict=True)
         merged = StackedMoments((layers, dense(mine).merge(dense(theirs))) for (layers, mine), (_, theirs) in pairs)
         return Look(self.cross_entropy + other.cross_entropy, merged)
@@ -135,8 +137,8 @@ class ChunkObjective:
             ValueError: If the loss is not finite.
         """
         statistics = self.real.statistics
-        # A factor is of the whole chunk: parts are merged into matrices.
-        whole = self.micro_batch is None or self.micro_batch >= len(images)
+        # A factor is of the whole chunk: parts, and the rows of several ranks, are merged into matrices.
+        whole = world_size() == 1 and (self.micro_batch is None or self.micro_batch >= len(images))
         see = self._see(factored=whole and self.matching.takes_factors)
 
         def look_at(images: Tensor, labels: Tensor) -> Look:

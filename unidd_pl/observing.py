@@ -6,7 +6,6 @@ Legend: n images, c channels, h w space, k classes; l layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -57,7 +56,7 @@ def observing(
 
 
 class CompiledTeacher:
-    """A network whose passes, forward and backward, are compiled, once for each shape of a chunk.
+    """A network whose passes, forward and backward, are compiled, once for each size of a chunk.
 
     What is taken of the features is taken behind the pass, and their gradients are handed to the compiled backward
     pass all at once: for the time of that pass the step holds them beside the features.
@@ -71,38 +70,38 @@ class CompiledTeacher:
     def __init__(self, network: nn.Module, layers: Sequence[str], mode: CompileMode) -> None:
         self._network, self._layers, self._mode = network, tuple(layers), mode
 
-    @cached_property
-    def _pass(self) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
-        # At the first pass, when the network is on its device.
-        tapped = TappedNetwork(self._network, self._layers)
-        compiled: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = torch.compile(
-            tapped, mode=self._mode, dynamic=False
-        )
-        return compiled
-
     def observing(self, passings: Mapping[str, Passing], *, factored: bool) -> See:
         """Return one pass, as the function `observing`.
 
         The pass raises:
             ValueError: If the network cannot be compiled here.
         """
-        # Behind the pass no layer's gradient is there to be added onto.
-        how = [replace(passings[name], owned=False) for name in self._layers]
 
         def see(images: Tensor) -> tuple[Tensor, list[Observed]]:
             try:
-                logits, features = self._pass(laid_out(images))
+                logits, features = self._compiled(laid_out(images))
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise ValueError(_not_compiled(error)) from error
-            taken = zip(features, how, strict=True)
-            return logits, [observe(x, factored=factored, passing=one)[1] for x, one in taken]
+            taken = zip(self._layers, features, strict=True)
+            return logits, [observe(x, factored=factored, passing=passings[name])[1] for name, x in taken]
 
         return see
+
+    @cached_property
+    def _compiled(self) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+        # At the first pass, when the network is on its device. Torch compiles a function for at most eight cases in a
+        # process, whatever runs they belong to, and leaves the ninth as it is: a run starts anew.
+        torch._dynamo.reset()
+        tapped = TappedNetwork(self._network, self._layers)
+        compiled: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = torch.compile(
+            tapped, mode=self._mode, dynamic=False
+        )
+        return compiled
 
 
 def _not_compiled(error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0]
     return (
-        f"model.init_args.compile_mode: torch.compile failed ({reason}). It needs a C++ compiler on a CPU "
-        "and Triton on a CUDA device: install it, or leave compile_mode out"
+        f"model.init_args.compile_mode: torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton "
+        "on a CUDA device; without compile_mode the teacher runs as it is, with the same result"
     )

@@ -126,6 +126,7 @@ class Plan:
     chunks_per_round: int
     chunk_size: int
     micro_batch: int | None
+    compile_mode: str | None
     iterations: int
     teacher_parameters: int
     optimised_values: int
@@ -192,9 +193,10 @@ class Plan:
         smaller = "fewer classes a chunk (--model.init_args.chunk_size) or smaller images (--data.init_args.image_size)"
         if self.fitting_micro_batch is None:
             return f"This does not fit, not even one image at a time: take {smaller}, or a device with more memory"
+        plain = "" if self.compile_mode is None else " without compile_mode"
         return (
-            f"This does not fit: set --model.init_args.micro_batch {self.fitting_micro_batch}, which changes time but "
-            f"not the result; or take {smaller}"
+            f"This does not fit: set --model.init_args.micro_batch {self.fitting_micro_batch}{plain}, which changes "
+            f"time but not the result; or take {smaller}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,6 +240,7 @@ def make_plan(
         chunks_per_round=work.schedule.chunks_per_round,
         chunk_size=module.chunk_size,
         micro_batch=module.micro_batch,
+        compile_mode=module.compile_mode,
         iterations=module.ipc * work.schedule.steps_per_round,
         teacher_parameters=work.parameters,
         optimised_values=work.chunk * data.channels * data.image_size**2,

@@ -350,8 +350,9 @@ class TestFactoredMoments:
         x = torch.randn(2, 20, 2, 2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             one = FactoredMoments.of(x.bfloat16())
-        assert one.factor.dtype == torch.float32
-        torch.testing.assert_close(one.ffc, Moments.of(x.bfloat16()).ffc)
+            ffc = one.ffc
+        assert one.factor.dtype == ffc.dtype == torch.float32
+        torch.testing.assert_close(ffc, Moments.of(x.bfloat16()).ffc)
 
 
 def test_zero_loss_and_gradient_where_synthetic_is_real() -> None:

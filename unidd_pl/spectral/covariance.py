@@ -212,10 +212,11 @@ class _SecondMomentOfColumns(torch.autograd.Function):
         own = torch.zeros_like(columns) if second is None else (2 * second) @ columns
         space = own.view(len(columns), ctx.shape[0], -1).transpose(0, 1)
         if passed is None:
-            passed = space.new_zeros(ctx.shape)
-        elif not (ctx.passing.owned and passed.dtype == own.dtype and passed.is_contiguous()):
-            passed = passed.to(own.dtype, memory_format=torch.contiguous_format, copy=True)
-        gradient = passed.view(space.shape).add_(space)
+            gradient = space.contiguous()
+        else:
+            if not (ctx.passing.owned and passed.dtype == own.dtype and passed.is_contiguous()):
+                passed = passed.to(own.dtype, memory_format=torch.contiguous_format, copy=True)
+            gradient = passed.view(space.shape).add_(space)
         if first is not None:
             gradient.add_(first[:, :, None])
         return gradient.view(ctx.shape).to(ctx.dtype), None

@@ -62,7 +62,9 @@ class FactoredMoments:
     @property
     def ffc(self) -> Tensor:
         """Feature–feature correlation Ψ, (*, c, c); the gradient flows to the factor."""
-        product = self.factor @ self.factor.mT
+        # Autocast would multiply in half precision, which loses the small eigenvalues.
+        with torch.autocast(self.factor.device.type, enabled=False):
+            product = self.factor @ self.factor.mT
         return product if self.base is None else self.base + product
 
     def dense(self) -> Moments:
