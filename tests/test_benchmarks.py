@@ -19,6 +19,7 @@ from torch import Tensor
 TINY = Case("convnet-w40-d2", images=2, image_size=8, num_classes=4, real_images=50)  # 32 rows of 40 channels
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # asked by the compiler
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 def test_ours_and_the_reference_are_one_loss(chunks: int) -> None:
     case = replace(TINY, chunks=chunks)
@@ -33,13 +34,16 @@ def test_ours_and_the_reference_are_one_loss(chunks: int) -> None:
         assert x.grad is not None
         return x.new_zeros(()) if spectral is None else spectral.detach(), x.grad
 
-    variants = step.variants(case, tricks=True)
+    variants = step.variants(case, compiled=chunks == 1, tricks=True)
     plain, gradient = value_and_gradient(variants.pop("reference"))
     assert plain > 0
     without, floor_gradient = value_and_gradient(variants.pop("floor"))
     assert without == 0
     assert float((floor_gradient - gradient).norm()) > 0.01 * float(gradient.norm())
     assert variants.pop("floor, channels first") == replace(case, loss="none")
+    if (compiled := variants.pop("floor, compiled", None)) is not None:
+        _, other = value_and_gradient(compiled)
+        assert float((other - floor_gradient).norm()) < 1e-4 * float(floor_gradient.norm())
     for one in variants.values():
         value, other = value_and_gradient(one)
         torch.testing.assert_close(value, plain, rtol=1e-4, atol=0)
@@ -48,7 +52,7 @@ def test_ours_and_the_reference_are_one_loss(chunks: int) -> None:
 
 def test_steps_are_timed_in_turn() -> None:
     calls: list[str] = []
-    steps = {name: make_step(one) for name, one in step.variants(TINY, tricks=False).items()}
+    steps = {name: make_step(one) for name, one in step.variants(TINY, compiled=False, tricks=False).items()}
     recorded = {name: (lambda name=name, run=run: (calls.append(name), run())) for name, run in steps.items()}
     times = times_in_turn(recorded, 4)  # type: ignore[arg-type]
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys(steps, 4)
