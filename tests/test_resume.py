@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 
 from unidd_pl.curriculum import CurriculumCallback
 from unidd_pl.distillation import DistillationModule
@@ -87,13 +88,16 @@ class Run:
     def checkpoint(self) -> Path:
         return self.folder / "last.ckpt"
 
-    def fit(self, *callbacks: L.Callback, every: int = NEVER, resume: bool = False) -> list[Step]:
+    def fit(
+        self, *callbacks: L.Callback, every: int = NEVER, resume: bool = False, logger: Logger | bool = False
+    ) -> list[Step]:
         point = ResumePoint(self.checkpoint, every, lambda: str(self.module.position))
         trainer = L.Trainer(
             max_epochs=self.module.ipc,
             accelerator="cpu",
             devices=1,
-            logger=False,
+            logger=logger,
+            log_every_n_steps=1,
             callbacks=[CurriculumCallback(CosineCurriculum()), self.steps, *callbacks, point],
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -208,6 +212,34 @@ def test_a_round_that_starts_after_a_resume_is_announced(real: RealSide, tmp_pat
     assert announced == [0]
     Run(real, tmp_path).fit(Announced(), resume=True)
     assert announced == [0, 1]
+
+
+class Curve(Logger):
+    """Keeps the steps whose loss is logged."""
+
+    name, version = "curve", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "loss/total" in metrics:
+            self.steps.append(step)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("stopped_in", [0, 5, 7, 14])
+def test_the_step_in_hand_is_logged_before_the_run_ends(stopped_in: int, real: RealSide, tmp_path: Path) -> None:
+    """Who goes on never makes it again: the curve would have a gap."""
+    curves = Curve(), Curve()
+    with pytest.raises(Interrupted):
+        Run(real, tmp_path).fit(At(stopped_in, send(signal.SIGINT)), logger=curves[0])
+    Run(real, tmp_path).fit(resume=True, logger=curves[1])
+    assert curves[0].steps == list(range(stopped_in + 1))
+    assert curves[0].steps + curves[1].steps == list(range(STEPS))
 
 
 @pytest.mark.parametrize("settings", [{"start": "noise"}, {"running": "off"}, {"chunk_size": 3}, {"method": LFM()}])

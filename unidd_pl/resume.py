@@ -47,7 +47,8 @@ class ResumePoint(L.Callback):
     """Writes the checkpoint that ``--ckpt_path`` continues from: at intervals, and at the end of each chunk.
 
     A signal only raises a flag; the checkpoint is written when the step in hand is complete, so that it never
-    holds half of one. A second signal finds the handlers of before: a second Ctrl-C does not wait.
+    holds half of one, and the run ends when Lightning has logged that step too. A second signal finds the handlers of
+    before: a second Ctrl-C does not wait.
 
     Args:
         path: The checkpoint; the latest replaces the one before, atomically.
@@ -64,6 +65,7 @@ class ResumePoint(L.Callback):
         self.started = False
         """Whether the training has begun: all that a checkpoint holds is taken up by then."""
         self._received: int | None = None
+        self._stop: Interrupted | None = None  # to be raised before the next step
         self._previous: dict[int, Any] = {}
 
     @property
@@ -77,16 +79,22 @@ class ResumePoint(L.Callback):
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Write a checkpoint where one is due, and stop where a signal came.
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Stop where a signal came in the step before.
 
         Raises:
             Interrupted: After a signal.
         """
+        if self._stop is not None:
+            raise self._stop
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write a checkpoint where one is due, or where a signal came."""
         # Lightning takes a checkpoint from here for one in the middle of an epoch, also after its last batch, and
         # would then count that epoch twice in the second resume. There the epoch's end is the place to save.
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_or_stop(trainer, pl_module)
+            # Not raised here: Lightning logs a step after this hook, and who goes on never makes the step again.
+            self._stop = self._saved(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do the same after the last batch of an epoch.
@@ -94,7 +102,9 @@ class ResumePoint(L.Callback):
         Raises:
             Interrupted: After a signal.
         """
-        self._save_or_stop(trainer, pl_module)
+        stop = self._saved(trainer, pl_module)
+        if stop is not None:
+            raise stop
 
     def on_train_end(self, *_: Any) -> None:
         """Give the signals back."""
@@ -104,18 +114,20 @@ class ResumePoint(L.Callback):
         """Give the signals back."""
         self._restore()
 
-    def _save_or_stop(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _saved(self, trainer: L.Trainer, module: L.LightningModule) -> Interrupted | None:
+        """Write a checkpoint where one is due, or where a signal came; return what is to be raised then."""
         # A signal that reaches one process stops all of them, after the same step.
         received = largest_over_ranks(self._received or 0, trainer.strategy.root_device)
         if received:
             place = self.place()
             self._save(trainer)
-            raise Interrupted(received, self.path, place)
+            return Interrupted(received, self.path, place)
         # A finished chunk is never made again; that of a kill between its file and the checkpoint is, and is the same.
         finished = isinstance(module, DistillationModule) and module.position.iteration == 0
         ended = trainer.should_stop  # by a callback
         if finished or ended or trainer.global_step % self.every_n_iterations == 0:
             self._save(trainer)
+        return None
 
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
