@@ -74,8 +74,8 @@ class DistillationModule(L.LightningModule):
         seed: Seed of augmentation and noise.
         micro_batch: Images that the teacher sees at a time, where a chunk is too large for the memory; null sees the
             whole chunk. It changes the memory and, by one more forward pass a step, the time, but not the result.
-        compile_mode: Compile the teacher's passes, by this mode of `torch.compile`: they are faster after a minute of
-            compiling, and the result differs by rounding. Null runs them as they are. Not with `micro_batch`.
+        compile_mode: Compile the teacher's passes, by this mode of `torch.compile`: they are faster after some seconds
+            of compiling, and the result differs by rounding. Null runs them as they are. Not with `micro_batch`.
 
     Raises:
         ValueError: If a number is out of range.

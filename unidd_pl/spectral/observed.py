@@ -15,7 +15,7 @@ from torch import Tensor
 from unidd_pl.spectral.covariance import ANY, Passing, Sums, second_moment, thin_rows
 from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, is_thin
 from unidd_pl.spectral.moments import Moments
-from unidd_pl.spectral.stacked import StackedMoments, stack
+from unidd_pl.spectral.stacked import StackedMoments, alike, stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +59,16 @@ def moments_of(observed: Sequence[Observed], labels: Tensor | None) -> StackedMo
         observed: What was taken of each layer.
         labels: As in `Moments.of`.
     """
-    alike: dict[tuple[int, int, bool], list[int]] = {}
-    for layer, one in enumerate(observed):
-        key = one.sums.second.shape[-1], one.rows if one.factored else 0, one.sums.centred
-        alike.setdefault(key, []).append(layer)
     groups = []
-    for (_, thin, centred), layers in alike.items():
+    for layers in alike(
+        (one.sums.second.shape[-1], one.rows if one.factored else 0, one.sums.centred) for one in observed
+    ):
         members = [observed[layer] for layer in layers]
-        sums = Sums(stack([one.sums.second for one in members]), stack([one.sums.first for one in members]), centred)
-        count = _counts(tuple(one.rows for one in members), sums.first.dtype, sums.first.device)
-        made = FactoredMoments.of_sums(sums, count, labels) if thin else Moments.of_sums(sums, count, labels)
-        groups.append((tuple(layers), made))
+        second, first = stack([one.sums.second for one in members]), stack([one.sums.first for one in members])
+        sums = Sums(second, first, members[0].sums.centred)
+        count = _counts(tuple(one.rows for one in members), first.dtype, first.device)
+        kind = FactoredMoments if members[0].factored else Moments
+        groups.append((layers, kind.of_sums(sums, count, labels)))
     return StackedMoments(groups)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unidd_pl.spectral.factored import AnyMoments, FactoredMoments, dense, kept_part
 from unidd_pl.spectral.moments import Moments
-from unidd_pl.spectral.stacked import StackedMoments, stack
+from unidd_pl.spectral.stacked import StackedMoments
 
 RunningMode = Literal["mean", "merge"]
 
@@ -130,9 +130,9 @@ class RunningMoments:
         """
         kept = self._narrow.get(layers)
         if kept is None or kept.mean.dtype != like.dtype or kept.mean.device != like.device:
-            done = [self._layers[layer].tensors() for layer in layers] if self._layers else []
-            kept = Moments(**{name: stack([one[name] for one in done]) for name in done[0]})
-            kept = kept.to(dtype=like.dtype, device=like.device)
+            done = self._layers or []
+            ((_, stacked),) = StackedMoments.of([done[layer] for layer in layers]).groups  # alike, so that it is one
+            kept = dense(stacked).to(dtype=like.dtype, device=like.device)
             self._narrow[layers] = kept
             self._bases.pop(layers, None)
         return kept

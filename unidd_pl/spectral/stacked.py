@@ -5,7 +5,7 @@ Legend: l layers of one width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -32,11 +32,8 @@ class StackedMoments(Sequence[AnyMoments]):
         """Return moments, one a layer, stacked; as they are if they are stacked already."""
         if isinstance(moments, StackedMoments):
             return moments
-        alike: dict[object, list[int]] = {}
-        for layer, one in enumerate(moments):
-            shapes = tuple(None if value is None else value.shape for value in vars(one).values())
-            alike.setdefault((type(one), shapes), []).append(layer)
-        return cls((tuple(layers), _together([moments[layer] for layer in layers])) for layers in alike.values())
+        groups = alike((type(one), *(getattr(value, "shape", None) for value in vars(one).values())) for one in moments)
+        return cls((layers, _together([moments[layer] for layer in layers])) for layers in groups)
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +59,14 @@ class StackedMoments(Sequence[AnyMoments]):
 
     def __getitem__(self, index: int | slice) -> AnyMoments | list[AnyMoments]:
         return list(self)[index]
+
+
+def alike(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
+    """Return the places of equal keys, in the order of the first of each."""
+    places: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return [tuple(equal) for equal in places.values()]
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
